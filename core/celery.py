@@ -1,0 +1,29 @@
+"""Celery's app: the settings above CELERY_, the tasks, the queues, the schedule."""
+
+import logging.config
+import os
+
+from celery import Celery
+from celery.signals import setup_logging
+from django.conf import settings
+
+from tasks import queues
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "core.settings")
+
+app = Celery("nexus")
+app.config_from_object("django.conf:settings", namespace="CELERY")
+app.autodiscover_tasks(["tasks"], related_name="votes")
+app.autodiscover_tasks(["tasks"], related_name="periodic")
+
+
+@app.on_after_configure.connect
+def add_queues(sender: Celery, **_: object) -> None:
+    """Give the app its queues; their names come from the settings, which are read by now."""
+    sender.conf.task_queues = queues.consumed()
+
+
+@setup_logging.connect
+def log_like_django(**_: object) -> None:
+    """Keep Celery from setting up its own loggers: one format for all processes."""
+    logging.config.dictConfig(settings.LOGGING)

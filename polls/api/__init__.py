@@ -1,0 +1,1 @@
+"""The API that Django serves: polls, sign-in, the schema and its pages."""

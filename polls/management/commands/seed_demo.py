@@ -1,0 +1,38 @@
+"""manage.py seed_demo: something to look at in a fresh installation."""
+
+import json
+import sys
+from datetime import timedelta
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.core.management import BaseCommand
+from django.utils.timezone import now
+
+from polls import editing, voters
+from polls.models import ApiClient, Poll
+
+TITLE = "What shall we have for lunch?"
+
+
+class Command(BaseCommand):
+    help = (
+        'Read {"admin_user", "admin_password", "client_key"} from standard input; keep a superuser with this password, an API '
+        'client with this key and a demo poll. Prints {"poll_id"}. Repeatable. For development only.'
+    )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        wanted = json.load(sys.stdin)
+        admin, _ = get_user_model().objects.get_or_create(username=wanted["admin_user"], defaults={"is_staff": True, "is_superuser": True})
+        admin.set_password(wanted["admin_password"])
+        admin.save()
+        ApiClient.objects.update_or_create(
+            prefix=voters.key_prefix(wanted["client_key"]),
+            defaults={"owner": admin, "name": "Demo client", "key_hash": voters.key_hash(wanted["client_key"])},
+        )
+        poll = Poll.objects.filter(title=TITLE, owner=admin, closes_at__gt=now()).order_by("created_at").first()
+        if poll is None:
+            options = [{"text": text} for text in ("Soup", "Salad", "Noodles")]
+            fields = {"title": TITLE, "voter_policy": "ip", "closes_at": now() + timedelta(days=365), "options": options}
+            poll = editing.create_poll(admin, fields, at=now())
+        self.stdout.write(json.dumps({"poll_id": str(poll.pk)}))

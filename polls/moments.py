@@ -1,0 +1,23 @@
+"""Moments as votes carry them: microseconds since 1970 UTC, because a number travels and compares faster than a date."""
+
+import time
+from datetime import UTC, datetime, timedelta
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def to_microseconds(moment: datetime) -> int:
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+def from_microseconds(microseconds: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
+def microseconds_now() -> int:
+    return time.time_ns() // 1000
+
+
+def iso(moment: datetime) -> str:
+    """Return the moment as the API writes it, `2026-11-20T09:00:00Z`."""
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")

@@ -1,0 +1,212 @@
+"""Publishing: accepted votes travel together, and none is answered before the broker or the outbox holds it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import uuid
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+
+from aiormq import Connection
+from aiormq.abc import AbstractChannel
+from aiormq.exceptions import DeliveryError, PublishError
+from django.conf import settings
+from pamqp.commands import Basic
+from yarl import URL
+
+from polls import bundles, outbox
+from polls.bundles import AcceptedVote
+from tasks.votes import count_bundle
+
+logger = logging.getLogger(__name__)
+
+# Bundles on their way at once. Chosen: enough to fill the broker, few enough to hold them all for CONFIRM_SECONDS.
+MAX_BUNDLES_UNDER_WAY = 32
+RECONNECT_SECONDS = 0.5
+# Nobody has a queue of this name: a healthy broker returns what is sent there at once, a blocked one does not.
+PROBE_ROUTING_KEY = "nexus.is-anybody-there"
+HEARTBEAT_SECONDS = 20
+
+
+class NobodyTookItError(Exception):
+    """Neither broker nor outbox holds the vote for sure. It may still arrive: the client repeats it with the same id."""
+
+
+class _Bundle:
+    """Votes that travel together, and the future that settles for all who wait for them."""
+
+    def __init__(self) -> None:
+        self.votes: list[AcceptedVote] = []
+        self.carried: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.votes) >= settings.BUNDLE_MAX_VOTES
+
+
+class Publisher:
+    """One web process's way to the broker: one connection, one task that keeps it, group commit.
+
+    Votes that arrive while a bundle is on its way make the next one: one waiting client makes a bundle of one, 500 make
+    some of BUNDLE_MAX_VOTES. Lives in one event loop.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[_Bundle] = deque()  # only the last one may have room
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._unanswered = 0  # votes
+        self._channel: AbstractChannel | None = None
+        self._broken = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+        self._closings: set[asyncio.Task[None]] = set()
+        self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="outbox")
+
+    async def start(self) -> None:
+        """Open the connection, or go on without one: then votes go to the outbox until the broker is there."""
+        self._keeper = asyncio.create_task(self._keep_a_channel())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(settings.CONFIRM_SECONDS):
+                while self._channel is None:
+                    await asyncio.sleep(0.01)
+
+    async def stop(self) -> None:
+        """Finish what is on its way, then close the connection."""
+        while self._under_way or self._waiting:
+            self._send_off()
+            await asyncio.wait(self._under_way)
+        if self._keeper:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, *self._closings, return_exceptions=True)
+        self._threads.shutdown(wait=False)
+
+    async def take(self, vote: AcceptedVote) -> None:
+        """Return once the vote is in the broker's queue or in the committed outbox: it can't be lost any more.
+
+        Raises NobodyTookItError within CONFIRM_SECONDS + OUTBOX_SECONDS, however broker and database fail.
+        """
+        if self._unanswered >= settings.MAX_WAITING_VOTES:
+            raise NobodyTookItError
+        if not self._waiting or self._waiting[-1].is_full:
+            self._waiting.append(_Bundle())
+            # After the other requests that this turn of the loop has read: they join the bundle.
+            asyncio.get_running_loop().call_soon(self._send_off)
+        bundle = self._waiting[-1]
+        bundle.votes.append(vote)
+        self._unanswered += 1
+        # Shielded: a client that goes away must not cancel the bundle of the others.
+        await asyncio.shield(bundle.carried)
+
+    def _send_off(self) -> None:
+        """Send the waiting bundles, but let one that has room wait while another is on its way."""
+        while self._waiting and len(self._under_way) < MAX_BUNDLES_UNDER_WAY:
+            if self._under_way and not self._waiting[0].is_full:
+                return
+            task = asyncio.create_task(self._carry(self._waiting.popleft()))
+            self._under_way.add(task)
+            task.add_done_callback(self._arrived)
+
+    def _arrived(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        self._send_off()
+
+    async def _carry(self, bundle: _Bundle) -> None:
+        """Settle the bundle: broker, else outbox, else nobody took it."""
+        body = bundles.write(bundle.votes)
+        try:
+            if not await self._publish(body, len(bundle.votes)):
+                await self._keep_in_outbox(body)
+            bundle.carried.set_result(None)
+        except Exception as exc:
+            logger.error("%d votes were answered 503: %s", len(bundle.votes), type(exc).__name__)
+            bundle.carried.set_exception(NobodyTookItError())
+            bundle.carried.exception()  # seen, also when every client has gone
+        finally:
+            self._unanswered -= len(bundle.votes)
+
+    async def _publish(self, bundle: bytes, votes: int) -> bool:
+        """Send a bundle as one task message; return whether the broker has confirmed that its queue holds it."""
+        channel = self._channel
+        if channel is None:
+            return False
+        message = _message(votes)
+        try:
+            async with asyncio.timeout(settings.CONFIRM_SECONDS):
+                await channel.basic_publish(
+                    b"[[" + bundle + b'],{},{"callbacks":null,"errbacks":null,"chain":null,"chord":null}]',
+                    routing_key=settings.VOTES_QUEUE,
+                    properties=message,
+                    mandatory=True,  # without it a broker confirms what no queue took
+                )
+        except DeliveryError as exc:
+            logger.warning("the broker refused %d votes (%s): they go to the outbox", votes, type(exc).__name__)
+            return False
+        except Exception as exc:  # whatever else it was: there is no confirm
+            logger.warning("no confirm for %d votes (%s): they go to the outbox", votes, type(exc).__name__)
+            if self._channel is channel:
+                self._channel = None
+                self._broken.set()
+            return False
+        return True
+
+    async def _keep_in_outbox(self, bundle: bytes) -> None:
+        async with asyncio.timeout(settings.OUTBOX_SECONDS):
+            await asyncio.get_running_loop().run_in_executor(self._threads, outbox.keep, bundle)
+
+    async def _keep_a_channel(self) -> None:
+        """Have a channel whenever the broker takes messages, for as long as the process lives."""
+        for url in itertools.cycle(settings.CELERY_BROKER_URL.split(";")):
+            connection = Connection(URL(url).update_query(heartbeat=HEARTBEAT_SECONDS))
+            try:
+                async with asyncio.timeout(2 * settings.CONFIRM_SECONDS):
+                    channel = await _open_channel(connection)
+                self._broken.clear()
+                for closing in (connection.closing, channel.closing):
+                    closing.add_done_callback(lambda _: self._broken.set())
+                self._channel = channel
+                logger.info("the broker takes votes")
+                await self._broken.wait()
+                logger.warning("the broker is away: votes go to the outbox")
+            except Exception as exc:
+                logger.warning("the broker takes no votes (%s)", type(exc).__name__)
+            finally:
+                self._channel = None
+                # In the background: a stuck broker may never answer the farewell.
+                task = asyncio.create_task(_close(connection))
+                self._closings.add(task)
+                task.add_done_callback(self._closings.discard)
+            await asyncio.sleep(RECONNECT_SECONDS)
+
+
+async def _open_channel(connection: Connection) -> AbstractChannel:
+    """Return a channel with confirms of a broker that does take messages. Raises whatever shows that it does not."""
+    await connection.connect()
+    channel = await connection.channel(publisher_confirms=True)
+    # A broker with a memory or disk alarm lets clients connect and then just stops reading.
+    with contextlib.suppress(PublishError):
+        await channel.basic_publish(b"", routing_key=PROBE_ROUTING_KEY, mandatory=True)
+    return channel
+
+
+async def _close(connection: Connection) -> None:
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(settings.CONFIRM_SECONDS):
+            await connection.close()
+
+
+def _message(votes: int) -> Basic.Properties:
+    """Return the headers of Celery's task message (protocol 2), persistent, naming no voter: Flower shows `<37 votes>`."""
+    task_id = str(uuid.uuid4())
+    task = count_bundle.app.amqp.as_task_v2(
+        task_id, count_bundle.name, argsrepr=f"<{votes} votes>", kwargsrepr="", ignore_result=True
+    )
+    return Basic.Properties(
+        headers=task.headers,
+        correlation_id=task_id,
+        message_id=task_id,
+        content_type="application/json",
+        content_encoding="utf-8",
+        delivery_mode=2,
+    )

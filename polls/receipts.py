@@ -1,0 +1,77 @@
+"""The receipt: what a client gets with its 202, and what tells it later what became of the vote."""
+
+import base64
+import binascii
+import hashlib
+import hmac
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from django.conf import settings
+from django.db import connection
+
+from polls.moments import from_microseconds
+
+_SECRET = hashlib.blake2b(settings.VOTER_SECRET.encode(), person=b"receipts").digest()
+_MAC_BYTES = 12
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A genuine receipt. It holds the vote's whole key, so the votes table needs no index by vote id."""
+
+    poll_id: UUID
+    voter_key: UUID
+    vote_id: UUID
+    accepted_at: datetime
+
+
+@dataclass(frozen=True)
+class VoteStatus:
+    """What became of a vote; never what was chosen."""
+
+    vote_id: UUID
+    status: str
+    reason: str | None
+    accepted_at: datetime
+    counted_at: datetime | None
+
+
+def write(poll_id: UUID, voter_key: UUID, vote_id: UUID, accepted_at: int) -> str:
+    """Return the receipt as 91 URL-safe characters. `accepted_at` in microseconds since 1970 UTC."""
+    content = poll_id.bytes + voter_key.bytes + vote_id.bytes + accepted_at.to_bytes(8)
+    return base64.urlsafe_b64encode(content + _mac(content)).rstrip(b"=").decode()
+
+
+def read(receipt: str) -> Receipt | None:
+    """Return the receipt, or None when this installation never wrote it."""
+    try:
+        raw = base64.b64decode(receipt + "=" * (-len(receipt) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    content, mac = raw[:56], raw[56:]
+    if len(raw) != 56 + _MAC_BYTES or not hmac.compare_digest(mac, _mac(content)):
+        return None
+    ids = (UUID(bytes=content[start : start + 16]) for start in (0, 16, 32))
+    return Receipt(*ids, accepted_at=from_microseconds(int.from_bytes(content[48:])))
+
+
+# One statement, so one moment: a vote that is being set aside is never found in neither table.
+_STATUS = """
+    SELECT 'counted', NULL, accepted_at, counted_at FROM votes WHERE poll_id = %(poll)s AND voter_key = %(voter)s AND vote_id = %(vote)s
+    UNION ALL
+    SELECT outcome, reason, accepted_at, NULL FROM outcomes WHERE poll_id = %(poll)s AND voter_key = %(voter)s AND vote_id = %(vote)s
+"""
+
+
+def find_status(receipt: Receipt) -> VoteStatus:
+    """Return what became of the vote. In neither table it is pending: a genuine receipt means that it was accepted."""
+    with connection.cursor() as cursor:
+        cursor.execute(_STATUS, {"poll": receipt.poll_id, "voter": receipt.voter_key, "vote": receipt.vote_id})
+        row = cursor.fetchone()
+    return VoteStatus(receipt.vote_id, *(row or ("pending", None, receipt.accepted_at, None)))
+
+
+def _mac(content: bytes) -> bytes:
+    return hashlib.blake2b(content, key=_SECRET, digest_size=_MAC_BYTES).digest()

