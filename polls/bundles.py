@@ -1,5 +1,6 @@
 """The bundle: the votes that one message carries, and their form on the wire."""
 
+from typing import Annotated
 from uuid import UUID
 
 import msgspec
@@ -17,7 +18,7 @@ class AcceptedVote(msgspec.Struct, array_like=True, frozen=True):
     # Ids of the chosen options.
     selection: tuple[int, ...]
     # Microseconds since 1970 UTC, by the clock of the web process that answered 202.
-    accepted_at: int
+    accepted_at: Annotated[int, msgspec.Meta(ge=0, lt=253_402_300_800_000_000)]  # to the end of 9999, as far as dates go
 
 
 def write(votes: list[AcceptedVote]) -> bytes:

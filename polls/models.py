@@ -196,3 +196,12 @@ class ApiClient(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name} ({self.prefix})"
+
+
+class DeadLetterDesk(models.Model):
+    """No table: gives the queue of dead letters a page and a permission in the admin."""
+
+    class Meta:
+        managed = False
+        default_permissions = ("view",)
+        verbose_name = verbose_name_plural = "dead letters"

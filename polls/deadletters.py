@@ -1,0 +1,108 @@
+"""Dead letters: the messages in `votes.dead`, looked at and sent back. Nothing takes them from there but a confirmed replay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+import msgspec
+from celery import current_app
+from django.conf import settings
+from kombu import Connection, Producer
+from kombu.message import Message
+
+from polls import bundles
+
+# Seconds; for opening the connection and for each confirm.
+PATIENCE_SECONDS = 5
+# Headers by which RabbitMQ follows a dead letter; with them a replayed message could look like one in a circle, and be dropped.
+_DEATH_HEADERS = {"x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason", "x-delivery-count"}
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A dead letter as an operator may see it: no voter, no choice."""
+
+    message_id: str
+    # Why RabbitMQ moved it: "rejected" (the worker could not count all of it) or "delivery_limit" (its worker died too often).
+    reason: str
+    died_at: datetime | None
+    size: int
+    # Votes that can be read in it, and items that can't; None when the message is no bundle at all.
+    votes: int | None
+    unreadable: int | None
+
+
+def count() -> int:
+    """Return how many dead letters there are. Raises kombu.exceptions.OperationalError when the broker is away."""
+    with _connection() as connection:
+        return _depth(connection)
+
+
+def peek(most: int = 100) -> list[DeadLetter]:
+    """Return the oldest dead letters; they stay where they are."""
+    with _connection() as connection:
+        # Closing the channel gives back what was taken without an answer.
+        return [_describe(message) for message in _take(connection, most)]
+
+
+def replay(most: int | None = None) -> int:
+    """Send dead letters back to the queue of votes, oldest first; return how many. At most those there are now.
+
+    Repeatable, and safe to interrupt: a letter leaves only after the broker confirmed its copy, and counting a vote twice
+    changes nothing. What still can't be counted comes back.
+    """
+    with _connection() as connection:
+        producer = Producer(connection)
+        replayed = 0
+        for message in _take(connection, most if most is not None else _depth(connection)):
+            headers = {name: value for name, value in message.headers.items() if name not in _DEATH_HEADERS}
+            properties = {name: value for name, value in message.properties.items() if name not in ("delivery_info", "application_headers")}
+            # Not encoded again: the very bytes, also of a message that nobody can read.
+            producer.publish(
+                message.body,
+                routing_key=settings.VOTES_QUEUE,
+                serializer=None,
+                content_type=message.content_type,
+                content_encoding=message.content_encoding,
+                headers=headers,
+                mandatory=True,
+                confirm_timeout=PATIENCE_SECONDS,
+                timeout=PATIENCE_SECONDS,
+                **{**properties, "delivery_mode": 2},
+            )
+            message.ack()
+            replayed += 1
+        return replayed
+
+
+def _connection() -> Connection:
+    options = {"confirm_publish": True}
+    return current_app.connection_for_write(connect_timeout=PATIENCE_SECONDS, transport_options=options)
+
+
+def _depth(connection: Connection) -> int:
+    return connection.default_channel.queue_declare(settings.DEAD_LETTER_QUEUE, passive=True).message_count
+
+
+def _take(connection: Connection, most: int) -> Iterator[Message]:
+    channel = connection.default_channel
+    for _ in range(most):
+        message = channel.basic_get(settings.DEAD_LETTER_QUEUE)
+        if message is None:
+            return
+        yield message
+
+
+def _describe(message: Message) -> DeadLetter:
+    death = (message.headers.get("x-death") or [{}])[0]
+    try:
+        arguments = msgspec.json.decode(message.body)[0]
+        votes, unreadable = bundles.read(arguments[0])
+        counts = (len(votes), unreadable)
+    except (msgspec.DecodeError, LookupError, TypeError, UnicodeDecodeError):
+        counts = (None, None)
+    return DeadLetter(
+        str(message.properties.get("message_id", "")), str(death.get("reason", "")), death.get("time"), len(message.body), *counts
+    )

@@ -1,0 +1,274 @@
+"""The cast: alice votes for soup, bob is the other voter; the pipeline they meet runs for real.
+
+Tests write to a real database without rolling back, as the processes they talk to do; each makes polls of its own.
+"""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from celery import current_app
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.db import connection
+from django.test.utils import setup_databases, teardown_databases
+from django.utils.timezone import now
+
+from polls import editing, voters
+from polls.bundles import AcceptedVote
+from polls.models import ApiClient, Poll, Tally, Vote, VoteAside
+from tasks import queues
+
+ROOT = Path(__file__).parent.parent
+PASSWORD = "correct horse battery staple"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _database(django_test_environment: None, django_db_blocker: Any) -> Iterator[None]:
+    """A database of this run's own, so that two runs can share a server."""
+    settings.DATABASES["default"].setdefault("TEST", {})["NAME"] = f"test_nexus_{os.getpid()}"
+    with django_db_blocker.unblock():
+        made = setup_databases(verbosity=0, interactive=False)
+        yield
+        teardown_databases(made, verbosity=0)
+
+
+@pytest.fixture(scope="session")
+def broker(_database: None) -> Iterator[None]:
+    """The real broker with this run's queues."""
+    queues.declare()
+    yield
+    with current_app.connection_for_write() as connection:
+        for name in (settings.VOTES_QUEUE, settings.PERIODIC_QUEUE, settings.DEAD_LETTER_QUEUE):
+            connection.default_channel.queue_delete(name)
+
+
+# --- Who and what -----------------------------------------------------------------------------------------------------
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def owner(_database: None) -> Any:
+    return get_user_model().objects.create_user("olga", password=PASSWORD)
+
+
+@pytest.fixture(scope="session")
+def client_key(owner: Any) -> str:
+    key = voters.new_client_key()
+    ApiClient.objects.create(owner=owner, name="kiosk", prefix=voters.key_prefix(key), key_hash=voters.key_hash(key))
+    return key
+
+
+@pytest.fixture
+def make_poll(owner: Any) -> Callable[..., Poll]:
+    def make_poll(*, opens_in: float = 0, closes_in: float = 3600, **fields: Any) -> Poll:
+        """A poll about lunch; `opens_in` and `closes_in` are seconds from now, negative for the past."""
+        at = now()
+        wanted = {
+            "title": f"Lunch {next(_numbers)}",
+            "voter_policy": "client",
+            "opens_at": at,
+            "closes_at": at + timedelta(days=1),
+            "options": [{"text": "soup"}, {"text": "salad"}],
+            **fields,
+        }
+        poll = editing.create_poll(owner, wanted, at=at)
+        # Past the rules, which let no poll begin in the past.
+        Poll.objects.filter(pk=poll.pk).update(opens_at=at + timedelta(seconds=min(opens_in, closes_in - 1)), closes_at=at + timedelta(seconds=closes_in))
+        poll.refresh_from_db()
+        return poll
+
+    return make_poll
+
+
+@pytest.fixture
+def poll(make_poll: Callable[..., Poll]) -> Poll:
+    return make_poll()
+
+
+def option(poll: Poll, text: str) -> int:
+    return poll.options.get(text=text).pk
+
+
+def vote_of(poll: Poll, voter: str, text: str = "soup", *, at: int = 0, vote_id: UUID | None = None) -> AcceptedVote:
+    """An accepted vote; `at` is when, in seconds of this test's own time."""
+    accepted_at = 1_800_000_000_000_000 + at * 1_000_000
+    return AcceptedVote(vote_id or uuid4(), poll.pk, voters.voter_key(poll.pk, "client", voter), (option(poll, text),), accepted_at)
+
+
+def standing(poll: Poll) -> dict[UUID, UUID]:
+    """{voter key: id of the vote that stands}"""
+    return dict(Vote.objects.filter(poll_id=poll.pk).values_list("voter_key", "vote_id"))
+
+
+def tallies(poll: Poll) -> dict[str, int]:
+    """{option text: votes}, without the options that have none."""
+    texts = dict(poll.options.values_list("id", "text"))
+    return {texts[tally.selection[0]]: tally.votes for tally in Tally.objects.filter(poll=poll) if tally.votes}
+
+
+def outcome_of(vote: AcceptedVote) -> tuple[str, str | None] | None:
+    """The vote's outcome and reason; fails when it has two."""
+    key = {"poll_id": vote.poll_id, "voter_key": vote.voter_key, "vote_id": vote.vote_id}
+    found: list[tuple[str, str | None]] = [("counted", None)] * Vote.objects.filter(**key).count()
+    found += VoteAside.objects.filter(**key).values_list("outcome", "reason")
+    assert len(found) <= 1, found
+    return found[0] if found else None
+
+
+def assert_tallies_equal_votes() -> None:
+    """The promise, over all polls, in one statement and so at one moment."""
+    with connection.cursor() as cursor:
+        cursor.execute("""
+            SELECT * FROM (SELECT poll_id, selection, votes FROM tallies WHERE votes <> 0) t
+            FULL JOIN (SELECT poll_id, selection, count(*) AS votes FROM votes GROUP BY 1, 2) v USING (poll_id, selection)
+            WHERE t.votes IS DISTINCT FROM v.votes
+        """)
+        assert cursor.fetchall() == []
+
+
+def wait_until(claim: Callable[[], Any], *, seconds: float = 20) -> None:
+    """Return once the claim holds; fail when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not claim():
+        assert time.monotonic() < deadline, "it did not become true in time"
+        time.sleep(0.05)
+
+
+# --- HTTP -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: http.client.HTTPMessage
+    text: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+
+@dataclass
+class Api:
+    """Plain HTTP to a running web process."""
+
+    port: int
+    headers: dict[str, str]
+
+    def send(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
+        """`body` as it is when bytes, else as JSON; header names with _ for -, None leaves a default out."""
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        if body is not None:
+            given = {"content-type": "application/json", **given}
+        raw = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        sent = {name: value for name, value in {**self.headers, **given}.items() if value is not None}
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request(method, path, raw, sent)
+            response = connection.getresponse()
+            return Answer(response.status, response.headers, response.read().decode())
+        finally:
+            connection.close()
+
+    def get(self, path: str, **headers: str) -> Answer:
+        return self.send("GET", path, **headers)
+
+    def post(self, path: str, body: Any, **headers: str) -> Answer:
+        return self.send("POST", path, body, **headers)
+
+    def patch(self, path: str, body: Any, **headers: str) -> Answer:
+        return self.send("PATCH", path, body, **headers)
+
+    def cast(self, poll: Poll, voter: str | None, text: str = "soup", **headers: str) -> Answer:
+        body = {"option": str(option(poll, text))}
+        return self.post(f"/api/v1/polls/{poll.pk}/votes", {**body, "voter": voter} if voter else body, **headers)
+
+
+# --- Processes --------------------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def database_url() -> str:
+    """The test database's URL: the processes are told it by their environment."""
+    at = connection.settings_dict
+    return f"postgres://{at['USER']}:{at['PASSWORD']}@{at['HOST']}:{at['PORT'] or 5432}/{at['NAME']}"
+
+
+@contextmanager
+def process(*command: str, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of the product on the test database; asked to end, and made to, at the end."""
+    env = {**os.environ, "DATABASE_URL": database_url(), "QUEUE_PREFIX": settings.QUEUE_PREFIX, **environment}
+    with log.open("ab") as output:
+        running = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, env=env, stdout=output, stderr=output, start_new_session=True)
+        try:
+            yield running
+        finally:
+            if running.poll() is None:
+                running.terminate()
+                try:
+                    running.wait(10)
+                except subprocess.TimeoutExpired:
+                    os.killpg(running.pid, signal.SIGKILL)
+                    running.wait()
+
+
+def web(port: int, log: Path, **environment: str) -> Any:
+    command = f"uvicorn core.asgi:application --host 127.0.0.1 --port {port} --loop uvloop --http httptools --no-access-log --lifespan on --no-proxy-headers"
+    return process(*command.split(), log=log, **environment)
+
+
+def worker(queue: str, log: Path, *, concurrency: int = 2, **environment: str) -> Any:
+    command = f"celery -A core worker -Q {queue} --concurrency {concurrency} -P prefork -O fair --without-gossip --without-mingle -n {uuid4().hex}@test"
+    return process(*command.split(), log=log, **environment)
+
+
+def answers(port: int) -> bool:
+    try:
+        return Api(port, {}).get("/healthz").status == 200
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="session")
+def pipeline(broker: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A web process and a worker of votes on the real broker and database; the web port."""
+    logs, port = tmp_path_factory.mktemp("pipeline"), free_port()
+    with web(port, logs / "web.log"), worker(settings.VOTES_QUEUE, logs / "worker.log"):
+        wait_until(lambda: answers(port))
+        yield port
+
+
+@pytest.fixture
+def api(pipeline: int, client_key: str) -> Api:
+    """The running pipeline as the owner's API client sees it."""
+    return Api(pipeline, {"authorization": f"Api-Key {client_key}"})
+
+
+@pytest.fixture(scope="session")
+def owners_api(pipeline: int, owner: Any) -> Api:
+    """The running pipeline as the signed-in owner sees it."""
+    tokens = Api(pipeline, {}).post("/api/v1/auth/token", {"username": "olga", "password": PASSWORD})
+    return Api(pipeline, {"authorization": f"Bearer {tokens.json['access']}"})
