@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import msgspec
+from amqp.basic_message import Message
 from celery import current_app
 from django.conf import settings
 from kombu import Connection, Producer
-from kombu.message import Message
 
 from polls import bundles
 
@@ -57,22 +57,21 @@ def replay(most: int | None = None) -> int:
         producer = Producer(connection)
         replayed = 0
         for message in _take(connection, most if most is not None else _depth(connection)):
-            headers = {name: value for name, value in message.headers.items() if name not in _DEATH_HEADERS}
-            properties = {name: value for name, value in message.properties.items() if name not in ("delivery_info", "application_headers")}
-            # Not encoded again: the very bytes, also of a message that nobody can read.
+            known = message.properties
+            headers = {name: value for name, value in (message.headers or {}).items() if name not in _DEATH_HEADERS}
             producer.publish(
                 message.body,
                 routing_key=settings.VOTES_QUEUE,
-                serializer=None,
-                content_type=message.content_type,
-                content_encoding=message.content_encoding,
+                content_type=known.get("content_type", "application/octet-stream"),
+                content_encoding=known.get("content_encoding", "binary"),
                 headers=headers,
+                delivery_mode=2,
                 mandatory=True,
                 confirm_timeout=PATIENCE_SECONDS,
                 timeout=PATIENCE_SECONDS,
-                **{**properties, "delivery_mode": 2},
+                **{name: value for name, value in known.items() if name in ("correlation_id", "message_id")},
             )
-            message.ack()
+            connection.default_channel.basic_ack(message.delivery_tag)
             replayed += 1
         return replayed
 
@@ -88,6 +87,7 @@ def _depth(connection: Connection) -> int:
 
 def _take(connection: Connection, most: int) -> Iterator[Message]:
     channel = connection.default_channel
+    channel.auto_decode = False  # the very bytes, also of a message that nobody can read
     for _ in range(most):
         message = channel.basic_get(settings.DEAD_LETTER_QUEUE)
         if message is None:
@@ -96,7 +96,7 @@ def _take(connection: Connection, most: int) -> Iterator[Message]:
 
 
 def _describe(message: Message) -> DeadLetter:
-    death = (message.headers.get("x-death") or [{}])[0]
+    death = ((message.headers or {}).get("x-death") or [{}])[0]
     try:
         arguments = msgspec.json.decode(message.body)[0]
         votes, unreadable = bundles.read(arguments[0])

@@ -1,6 +1,7 @@
-"""How workers take messages: like Celery, but nothing is ever dropped."""
+"""How workers take messages: like Celery, but none is dropped, none ends the worker, and none is written to the log."""
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from celery.utils.log import get_task_logger
 from celery.worker.consumer import Consumer
@@ -10,12 +11,41 @@ logger = get_task_logger(__name__)
 
 
 class KeepingConsumer(Consumer):  # type: ignore[misc]
-    """Send a message that can't be decoded to the dead letters. Celery 5.7 acknowledges it, which is to lose it."""
+    """Send every message that is no task to the dead letters.
+
+    Celery 5.7 acknowledges one that can't be decoded, which is to lose it; writes the body of others to the log, which is
+    to tell votes; and ends, to meet it again after the restart, on a body like `[]`.
+    """
 
     class Blueprint(Consumer.Blueprint):  # type: ignore[misc]
         # No task here has an ETA, so the 28 queues that Celery would declare for delays are left out.
         default_steps: ClassVar = [step for step in Consumer.Blueprint.default_steps if not step.endswith(":DelayedDelivery")]
 
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], None]:
+        handle = super().create_task_handler(*args, **kwargs)
+
+        def handle_or_keep(message: Message) -> None:
+            try:
+                handle(message)
+            except self.connection_errors:
+                raise
+            except Exception as exc:
+                self._keep(message, exc)
+
+        return handle_or_keep
+
+    def on_unknown_message(self, body: object, message: Message) -> None:
+        self._keep(message, ValueError())
+
+    def on_unknown_task(self, body: object, message: Message, exc: Exception) -> None:
+        self._keep(message, exc)
+
+    def on_invalid_task(self, body: object, message: Message, exc: Exception) -> None:
+        self._keep(message, exc)
+
     def on_decode_error(self, message: Message, exc: Exception) -> None:
-        logger.error("a message of %d bytes can't be decoded (%s): sent to the dead letters", len(message.body), type(exc).__name__)
-        message.reject(requeue=False)
+        self._keep(message, exc)
+
+    def _keep(self, message: Message, exc: Exception) -> None:
+        logger.error("a message of %d bytes is no task (%s): sent to the dead letters", len(message.body or ""), type(exc).__name__)
+        message.reject_log_error(logger, self.connection_errors)

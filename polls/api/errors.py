@@ -28,8 +28,8 @@ def _refusal_of(exc: Exception) -> Refusal | None:
         case Refusal():
             return exc
         case exceptions.ValidationError():
-            errors = [{"detail": detail, "pointer": f"#{pointer}"} for pointer, detail in _flatten(exc.detail, "")]
-            return Refusal(problems.INVALID, errors[0]["detail"], errors)
+            found = list(_flatten(exc.detail, ""))
+            return Refusal(problems.INVALID, found[0][1], [{"detail": detail, "pointer": f"#{pointer}"} for pointer, detail in found if pointer])
         case exceptions.ParseError():
             return problems.MALFORMED.says("Send a JSON object in UTF-8.")
         case exceptions.UnsupportedMediaType():
@@ -67,7 +67,8 @@ def _flatten(detail: Any, pointer: str) -> Iterator[tuple[str, str]]:
         yield pointer, str(detail)
 
 
-def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
+def not_found(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
+    """Answer an address that is none; below /api/ also when DEBUG is on, which would else list all addresses."""
     return _answer(request, problems.NOT_FOUND.says("Nothing has this address."))
 
 

@@ -15,4 +15,5 @@ urlpatterns = [
     path("api/docs", SpectacularSwaggerView.as_view(url_name="schema")),
     path("api/redoc", SpectacularRedocView.as_view(url_name="schema")),
     path("problems/<slug:slug>", errors.explain),
+    re_path(r"^api(?:/.*)?$", errors.not_found),
 ]

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from django.http import Http404
 from django.utils.timezone import now
 from drf_spectacular.utils import extend_schema, extend_schema_view
 from rest_framework import generics, pagination, permissions, status
@@ -82,8 +81,3 @@ class PollView(generics.RetrieveAPIView[Poll]):
     def delete(self, request: Request, poll_id: str) -> Response:
         editing.delete_poll(self.get_object(), at=now())
         return Response(status=status.HTTP_204_NO_CONTENT)
-
-
-def nothing_here(request: Any, path: str) -> Any:
-    """Answer any other path below /api/ with the problem that tells so, also when DEBUG is on."""
-    raise Http404
