@@ -10,7 +10,7 @@ django_application = get_asgi_application()  # also loads the settings and model
 from core import health  # noqa: E402
 from polls.intake import Intake  # noqa: E402 - needs Django to be set up
 
-intake = Intake(behind=django_application)
+intake = Intake(behind=django_application)  # type: ignore[arg-type] # dict and Mapping
 
 
 async def application(scope, receive, send):  # type: ignore[no-untyped-def]

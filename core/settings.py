@@ -25,7 +25,7 @@ def at_least(name: str, *, default: float, minimum: float) -> float:
 # True shows error pages and allows the development secrets. Never on a machine that others reach.
 DEBUG = env.bool("DEBUG", default=True)
 
-_DEVELOPMENT_SECRET = "development only: this value is in the repository, so it protects nothing"
+_DEVELOPMENT_SECRET = "development only: this value is in the repository, so it protects nothing"  # noqa: S105
 
 
 def secret(name: str, purpose: str) -> str:

@@ -49,8 +49,8 @@ class PollAdmin(admin.ModelAdmin):
     list_filter = ["voter_policy", "closed_at"]
     search_fields = ["title", "id", "owner__username"]
     list_select_related = ["owner"]
-    fields = ["title", "description", "id", "owner", "status", "voter_policy", "allow_change", "opens_at", "closes_at", "opened_at", "closed_at"]
-    readonly_fields = fields[2:]
+    readonly_fields = ["id", "owner", "status", "voter_policy", "allow_change", "opens_at", "closes_at", "opened_at", "closed_at"]
+    fields = ["title", "description", *readonly_fields]
     inlines = [OptionsInline, TalliesInline]
 
     def has_add_permission(self, request: HttpRequest) -> bool:
@@ -77,7 +77,7 @@ class ApiClientAdmin(admin.ModelAdmin):
     def save_model(self, request: HttpRequest, client: ApiClient, form: Any, change: bool) -> None:
         if not change:
             key = voters.new_client_key()
-            client.prefix, client.key_hash = voters.key_prefix(key), voters.key_hash(key)
+            client.prefix, client.key_hash = voters.key_prefix(key) or "", voters.key_hash(key)
             messages.warning(request, f"The key, shown this once: {key}")
         super().save_model(request, client, form, change)
 

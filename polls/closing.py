@@ -46,6 +46,7 @@ def purge_outcomes(at: datetime) -> int:
                 """,
                 {"before": before, "most": _PURGED_AT_ONCE},
             )
-            purged += cursor.rowcount
-            if cursor.rowcount < _PURGED_AT_ONCE:
+            deleted: int = cursor.rowcount
+            purged += deleted
+            if deleted < _PURGED_AT_ONCE:
                 return purged

@@ -159,9 +159,13 @@ class _Count:
         self.cursor.execute(
             """
             INSERT INTO votes (poll_id, voter_key, vote_id, selection, accepted_at, counted_at)
-            SELECT poll_id, voter_key, vote_id, ARRAY[option_id], timestamptz 'epoch' + accepted_at * interval '1 microsecond', clock_timestamp()
-            FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::bigint[], %s::bigint[]) AS v (poll_id, voter_key, vote_id, option_id, accepted_at)
-            WHERE NOT EXISTS (SELECT FROM outcomes o WHERE (o.poll_id, o.voter_key, o.vote_id) = (v.poll_id, v.voter_key, v.vote_id))
+            SELECT poll_id, voter_key, vote_id, ARRAY[option_id],
+                   timestamptz 'epoch' + accepted_at * interval '1 microsecond', clock_timestamp()
+            FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::bigint[], %s::bigint[])
+                 AS v (poll_id, voter_key, vote_id, option_id, accepted_at)
+            WHERE NOT EXISTS (
+                SELECT FROM outcomes o WHERE (o.poll_id, o.voter_key, o.vote_id) = (v.poll_id, v.voter_key, v.vote_id)
+            )
             ORDER BY poll_id, voter_key
             ON CONFLICT DO NOTHING
             RETURNING poll_id, voter_key

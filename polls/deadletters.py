@@ -82,7 +82,8 @@ def _connection() -> Connection:
 
 
 def _depth(connection: Connection) -> int:
-    return connection.default_channel.queue_declare(settings.DEAD_LETTER_QUEUE, passive=True).message_count
+    depth: int = connection.default_channel.queue_declare(settings.DEAD_LETTER_QUEUE, passive=True).message_count
+    return depth
 
 
 def _take(connection: Connection, most: int) -> Iterator[Message]:
@@ -97,12 +98,19 @@ def _take(connection: Connection, most: int) -> Iterator[Message]:
 
 def _describe(message: Message) -> DeadLetter:
     death = ((message.headers or {}).get("x-death") or [{}])[0]
+    votes: int | None
+    unreadable: int | None
     try:
         arguments = msgspec.json.decode(message.body)[0]
-        votes, unreadable = bundles.read(arguments[0])
-        counts = (len(votes), unreadable)
+        readable, unreadable = bundles.read(arguments[0])
+        votes = len(readable)
     except (msgspec.DecodeError, LookupError, TypeError, UnicodeDecodeError):
-        counts = (None, None)
+        votes = unreadable = None
     return DeadLetter(
-        str(message.properties.get("message_id", "")), str(death.get("reason", "")), death.get("time"), len(message.body), *counts
+        message_id=str(message.properties.get("message_id", "")),
+        reason=str(death.get("reason", "")),
+        died_at=death.get("time"),
+        size=len(message.body),
+        votes=votes,
+        unreadable=unreadable,
     )

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.conf import settings
-from django.contrib.auth.models import AbstractBaseUser
+from django.contrib.auth.models import User
 from django.db import transaction
 
 from polls import problems
@@ -22,7 +22,7 @@ CHANGEABLE_WHILE_OPEN = {"title", "description", "closes_at", "options"}
 CHANGEABLE_WHEN_CLOSED = {"title", "description"}
 
 
-def create_poll(owner: AbstractBaseUser, fields: Mapping[str, Any], at: datetime) -> Poll:
+def create_poll(owner: User, fields: Mapping[str, Any], at: datetime) -> Poll:
     """Store a poll and its options, `fields` as PollSerializer validates them; raises Refusal when its times are wrong."""
     fields = {"opens_at": at, **fields}
     if fields["opens_at"] < at - CLOCK_TOLERANCE:
@@ -82,7 +82,9 @@ def _write_options(poll: Poll, options: list[dict[str, str]]) -> None:
     written = []
     for position, wanted in enumerate(options, start=1):
         if "id" in wanted and wanted["id"] not in existing:
-            raise problems.UNKNOWN_OPTION.says("The poll has no option with this id; leave `id` out for a new one.", pointer=f"/options/{position - 1}/id")
+            raise problems.UNKNOWN_OPTION.says(
+                "The poll has no option with this id; leave `id` out for a new one.", pointer=f"/options/{position - 1}/id"
+            )
         option = existing.pop(wanted["id"]) if "id" in wanted else Option(poll=poll)
         option.text, option.position = wanted["text"], position
         written.append(option)

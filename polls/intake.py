@@ -17,7 +17,7 @@ from polls import problems, receipts, results, voters
 from polls.bundles import AcceptedVote
 from polls.models import VoterPolicy
 from polls.moments import from_microseconds, iso, microseconds_now
-from polls.problems import Problem, Refusal
+from polls.problems import Refusal
 from polls.publishing import NobodyTookItError, Publisher
 from polls.snapshots import ClientSnapshot, NothingKnownError, PollSnapshot, Snapshots
 
@@ -82,7 +82,9 @@ class Intake:
         except Exception as exc:
             # The class only: the text may hold what was sent.
             logger.error("a hot route failed: %s", type(exc).__name__, exc_info=settings.DEBUG)
-            status, headers, body = _refuse(problems.SERVER_ERROR.says("What became of this request is not known. Send it again with the same Idempotency-Key."))
+            status, headers, body = _refuse(
+                problems.SERVER_ERROR.says("What became of this request is not known. Send it again with the same Idempotency-Key.")
+            )
         headers.append((b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
@@ -124,14 +126,16 @@ class Intake:
             raise problems.POLL_CLOSED.says(f"The poll closed at {iso(from_microseconds(poll.closes_at))}.")
         option = poll.options.get(cast.option)
         if option is None:
-            raise problems.UNKNOWN_OPTION.says(f"Choose one of the options that /api/v1/polls/{poll.id} lists, by its id.", pointer="/option")
+            raise problems.UNKNOWN_OPTION.says(
+                f"Choose one of the options that /api/v1/polls/{poll.id} lists, by its id.", pointer="/option"
+            )
         vote_id = _vote_id(poll, voter, headers)
         assert self._publisher is not None
         try:
             await self._publisher.take(AcceptedVote(vote_id, poll.id, voter, (option,), accepted_at))
         except NobodyTookItError:
             raise problems.NOT_ACCEPTED.says(
-                "Neither the queue nor the outbox could be reached in time. Repeat the request with the same Idempotency-Key: the vote counts at most once.",
+                "Neither queue nor outbox answered in time. Repeat the request with the same Idempotency-Key: it counts at most once.",
                 headers={"Retry-After": RETRY_AFTER_SECONDS},
             ) from None
         receipt = receipts.write(poll.id, voter, vote_id, accepted_at)
@@ -147,8 +151,8 @@ class Intake:
 
     async def _show_results(self, poll_id: str, scope: Scope, receive: Receive) -> Answer:
         """`GET /api/v1/polls/{id}/results`, from a short cache, 304 when the client has them already."""
-        known = _is_uuid(poll_id) and await _or_unavailable(self._results.get(poll_id))
-        if not known:
+        known = await _or_unavailable(self._results.get(poll_id)) if _UUID.fullmatch(poll_id) else None
+        if known is None:
             raise _unknown_poll()
         etag, body = known
         headers = [(b"etag", etag), (b"cache-control", b"public, max-age=1")]
@@ -173,8 +177,8 @@ class Intake:
         return 200, [*_JSON, (b"cache-control", b"no-store")], msgspec.json.encode(body)
 
     async def _find_poll(self, poll_id: str) -> PollSnapshot:
-        poll = _is_uuid(poll_id) and await _or_unavailable(self._polls.get(poll_id))
-        if not poll:
+        poll = await _or_unavailable(self._polls.get(poll_id)) if _UUID.fullmatch(poll_id) else None
+        if poll is None:
             raise _unknown_poll()
         return poll
 
@@ -183,7 +187,9 @@ class Intake:
         if poll.voter_policy == VoterPolicy.CLIENT:
             client = await self._authenticate_client(poll, headers)
             if not cast.voter:
-                raise problems.INVALID.says("This poll needs `voter`: your own reference of the voter, such as a user id.", pointer="/voter")
+                raise problems.INVALID.says(
+                    "This poll needs `voter`: your own reference of the voter, such as a user id.", pointer="/voter"
+                )
             if len(cast.voter) > MAX_VOTER_LENGTH:
                 raise problems.INVALID.says(f"`voter` takes at most {MAX_VOTER_LENGTH} characters.", pointer="/voter")
             return f"{client.id}:{cast.voter}"
@@ -199,8 +205,8 @@ class Intake:
     async def _authenticate_client(self, poll: PollSnapshot, headers: Headers) -> ClientSnapshot:
         scheme, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         prefix = voters.key_prefix(key.strip()) if scheme.lower() == "api-key" else None
-        client = prefix and (self._clients.known(prefix) or await _or_unavailable(self._clients.get(prefix)))
-        if not client or client.is_revoked or not voters.is_key(key.strip(), client.key_hash):
+        client = (self._clients.known(prefix) or await _or_unavailable(self._clients.get(prefix))) if prefix else None
+        if client is None or client.is_revoked or not voters.is_key(key.strip(), client.key_hash):
             raise problems.UNAUTHENTICATED.says(
                 "Send `Authorization: Api-Key <key>` with a key that is not revoked.", headers={"WWW-Authenticate": "Api-Key"}
             )
@@ -257,8 +263,10 @@ def _decode(body: bytes) -> CastRequest:
 def _read_results(poll_id: str) -> tuple[bytes, bytes] | None:
     """Return ETag and body of the poll's results, or None when there is no such poll."""
     read = results.read_results(UUID(poll_id), at=now())
+    if read is None:
+        return None
     # Weak: the same results at a later moment differ in `as_of` only.
-    return read and (f'W/"{read["revision"]}-{read["status"]}"'.encode(), msgspec.json.encode(read))
+    return (f'W/"{read["revision"]}-{read["status"]}"'.encode(), msgspec.json.encode(read))
 
 
 async def _or_unavailable(reading: Awaitable[V]) -> V:
@@ -281,13 +289,5 @@ def _refuse(refusal: Refusal) -> Answer:
     )
 
 
-def _is_uuid(text: str) -> bool:
-    return _UUID.fullmatch(text) is not None
-
-
 def _forwarded_for(scope: Scope) -> str:
     return b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for").decode("latin-1")
-
-
-
-

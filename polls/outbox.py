@@ -1,6 +1,7 @@
 """The outbox: where bundles wait that the broker could not take."""
 
 import logging
+from functools import partial
 
 from django.db import connection, transaction
 
@@ -28,7 +29,7 @@ def drain() -> int:
     drained = 0
     for bundle_id in OutboxBundle.objects.order_by("id").values_list("id", flat=True):
         try:
-            drained += patience.until_committed(lambda id=bundle_id: _count_and_delete(id))
+            drained += patience.until_committed(partial(_count_and_delete, bundle_id))
         except patience.DatabaseStaysAwayError:
             raise
         except Exception:
@@ -41,6 +42,6 @@ def _count_and_delete(bundle_id: int) -> bool:
         kept = OutboxBundle.objects.select_for_update(skip_locked=True).filter(id=bundle_id).first()
         if kept is None:
             return False
-        counting.count_votes(bundles.decode(kept.body))
+        counting.count_votes(bundles.decode(bytes(kept.body)))
         kept.delete()
         return True

@@ -59,7 +59,7 @@ class Publisher:
         self._under_way: set[asyncio.Task[None]] = set()
         self._unanswered = 0  # votes
         self._channel: AbstractChannel | None = None
-        self._broken = asyncio.Event()
+        self._ready, self._broken = asyncio.Event(), asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self._closings: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="outbox")
@@ -69,8 +69,7 @@ class Publisher:
         self._keeper = asyncio.create_task(self._keep_a_channel())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(settings.CONFIRM_SECONDS):
-                while self._channel is None:
-                    await asyncio.sleep(0.01)
+                await self._ready.wait()
 
     async def stop(self) -> None:
         """Finish what is on its way, then close the connection."""
@@ -166,6 +165,7 @@ class Publisher:
                 for closing in (connection.closing, channel.closing):
                     closing.add_done_callback(lambda _: self._broken.set())
                 self._channel = channel
+                self._ready.set()
                 logger.info("the broker takes votes")
                 await self._broken.wait()
                 logger.warning("the broker is away: votes go to the outbox")
@@ -199,9 +199,7 @@ async def _close(connection: Connection) -> None:
 def _message(votes: int) -> Basic.Properties:
     """Return the headers of Celery's task message (protocol 2), persistent, naming no voter: Flower shows `<37 votes>`."""
     task_id = str(uuid.uuid4())
-    task = count_bundle.app.amqp.as_task_v2(
-        task_id, count_bundle.name, argsrepr=f"<{votes} votes>", kwargsrepr="", ignore_result=True
-    )
+    task = count_bundle.app.amqp.as_task_v2(task_id, count_bundle.name, argsrepr=f"<{votes} votes>", kwargsrepr="", ignore_result=True)
     return Basic.Properties(
         headers=task.headers,
         correlation_id=task_id,

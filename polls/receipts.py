@@ -53,8 +53,8 @@ def read(receipt: str) -> Receipt | None:
     content, mac = raw[:56], raw[56:]
     if len(raw) != 56 + _MAC_BYTES or not hmac.compare_digest(mac, _mac(content)):
         return None
-    ids = (UUID(bytes=content[start : start + 16]) for start in (0, 16, 32))
-    return Receipt(*ids, accepted_at=from_microseconds(int.from_bytes(content[48:])))
+    poll_id, voter_key, vote_id = (UUID(bytes=content[start : start + 16]) for start in (0, 16, 32))
+    return Receipt(poll_id, voter_key, vote_id, from_microseconds(int.from_bytes(content[48:])))
 
 
 # One statement, so one moment: a vote that is being set aside is never found in neither table.

@@ -71,7 +71,9 @@ class ClientSnapshot:
     @staticmethod
     def read(prefix: str) -> ClientSnapshot | None:
         client = ApiClient.objects.filter(prefix=prefix).first()
-        return client and ClientSnapshot(client.id, client.owner_id, bytes(client.key_hash), client.revoked_at is not None)
+        if client is None:
+            return None
+        return ClientSnapshot(client.pk, client.owner_id, bytes(client.key_hash), client.revoked_at is not None)
 
 
 class Snapshots(Generic[K, V]):

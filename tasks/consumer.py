@@ -10,14 +10,16 @@ from kombu.message import Message
 logger = get_task_logger(__name__)
 
 
-class KeepingConsumer(Consumer):  # type: ignore[misc]
+class KeepingConsumer(Consumer):
     """Send every message that is no task to the dead letters.
 
     Celery 5.7 acknowledges one that can't be decoded, which is to lose it; writes the body of others to the log, which is
     to tell votes; and ends, to meet it again after the restart, on a body like `[]`.
     """
 
-    class Blueprint(Consumer.Blueprint):  # type: ignore[misc]
+    connection_errors: tuple[type[Exception], ...]
+
+    class Blueprint(Consumer.Blueprint):  # type: ignore[misc, valid-type]
         # No task here has an ETA, so the 28 queues that Celery would declare for delays are left out.
         default_steps: ClassVar = [step for step in Consumer.Blueprint.default_steps if not step.endswith(":DelayedDelivery")]
 

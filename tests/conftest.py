@@ -91,7 +91,9 @@ def make_poll(owner: Any) -> Callable[..., Poll]:
         }
         poll = editing.create_poll(owner, wanted, at=at)
         # Past the rules, which let no poll begin in the past.
-        Poll.objects.filter(pk=poll.pk).update(opens_at=at + timedelta(seconds=min(opens_in, closes_in - 1)), closes_at=at + timedelta(seconds=closes_in))
+        Poll.objects.filter(pk=poll.pk).update(
+            opens_at=at + timedelta(seconds=min(opens_in, closes_in - 1)), closes_at=at + timedelta(seconds=closes_in)
+        )
         poll.refresh_from_db()
         return poll
 
@@ -222,7 +224,9 @@ def process(*command: str, log: Path, **environment: str) -> Iterator[subprocess
     """A process of the product on the test database; asked to end, and made to, at the end."""
     env = {**os.environ, "DATABASE_URL": database_url(), "QUEUE_PREFIX": settings.QUEUE_PREFIX, **environment}
     with log.open("ab") as output:
-        running = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, env=env, stdout=output, stderr=output, start_new_session=True)
+        running = subprocess.Popen(
+            [sys.executable, "-m", *command], cwd=ROOT, env=env, stdout=output, stderr=output, start_new_session=True
+        )
         try:
             yield running
         finally:
@@ -236,12 +240,14 @@ def process(*command: str, log: Path, **environment: str) -> Iterator[subprocess
 
 
 def web(port: int, log: Path, **environment: str) -> Any:
-    command = f"uvicorn core.asgi:application --host 127.0.0.1 --port {port} --loop uvloop --http httptools --no-access-log --lifespan on --no-proxy-headers"
+    command = f"uvicorn core.asgi:application --port {port} --loop uvloop --http httptools --no-access-log --lifespan on --no-proxy-headers"
     return process(*command.split(), log=log, **environment)
 
 
 def worker(queue: str, log: Path, *, concurrency: int = 2, **environment: str) -> Any:
-    command = f"celery -A core worker -Q {queue} --concurrency {concurrency} -P prefork -O fair --without-gossip --without-mingle -n {uuid4().hex}@test"
+    command = (
+        f"celery -A core worker -Q {queue} -c {concurrency} -P prefork -O fair --without-gossip --without-mingle -n {uuid4().hex}@test"
+    )
     return process(*command.split(), log=log, **environment)
 
 

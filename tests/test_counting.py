@@ -117,7 +117,9 @@ deliveries = st.lists(
 def test_whatever_is_delivered_in_whatever_order_the_model_agrees(make_poll, allow_change, deliveries):
     """The model: a vote's first copy is the true one; of a voter's votes the first (or last) accepted stands."""
     poll = make_poll(allow_change=allow_change)
-    votes = [vote_of(poll, voter, text, at=at, vote_id=UUID(int=number + 10 * (voter == "bob"))) for voter, number, at, text, _ in deliveries]
+    votes = [
+        vote_of(poll, voter, text, at=at, vote_id=UUID(int=number + 10 * (voter == "bob"))) for voter, number, at, text, _ in deliveries
+    ]
 
     bundle = []
     for vote, (*_, starts_bundle) in zip(votes, deliveries, strict=True):
@@ -220,7 +222,9 @@ def test_a_vote_counts_however_late_it_is_processed(make_poll):
 
 def test_a_thousand_votes_take_as_many_statements_as_one(make_poll, django_assert_num_queries):
     poll = make_poll()
-    votes = [vote_of(poll, "alice")] + [AcceptedVote(UUID(int=n), poll.pk, voters.voter_key(poll.pk, "client", str(n)), (option(poll, "soup"),), n) for n in range(1000)]
+    votes = [vote_of(poll, "alice")] + [
+        AcceptedVote(UUID(int=n), poll.pk, voters.voter_key(poll.pk, "client", str(n)), (option(poll, "soup"),), n) for n in range(1000)
+    ]
 
     with django_assert_num_queries(5):  # BEGIN, polls, votes, tallies, COMMIT
         count_votes(votes)
@@ -237,7 +241,9 @@ def test_tallies_equal_votes_at_every_moment_while_workers_fight_over_the_same_v
         mine = everything * 2
         random.Random(seed).shuffle(mine)
         try:
-            for batch in itertools.batched(mine, 25) if hasattr(itertools, "batched") else [mine[i : i + 25] for i in range(0, len(mine), 25)]:
+            for batch in (
+                itertools.batched(mine, 25) if hasattr(itertools, "batched") else [mine[i : i + 25] for i in range(0, len(mine), 25)]
+            ):
                 count_votes(batch)
         except Exception as exc:
             failures.append(exc)
@@ -269,7 +275,9 @@ def test_tallies_equal_votes_at_every_moment_while_workers_fight_over_the_same_v
         for vote in everything:
             if vote.poll_id == poll.pk:
                 expected.setdefault(vote.voter_key, []).append(vote)
-        assert standing(poll) == {voter: choose(votes, key=lambda vote: (vote.accepted_at, vote.vote_id)).vote_id for voter, votes in expected.items()}
+        assert standing(poll) == {
+            voter: choose(votes, key=lambda vote: (vote.accepted_at, vote.vote_id)).vote_id for voter, votes in expected.items()
+        }
     assert_tallies_equal_votes()
 
 

@@ -119,7 +119,16 @@ def test_an_unknown_poll(api, poll_id):
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"nonsense", b'{"option": NaN}', b'{"option": "1"} x', b'\xff\xfe{"option"', b'{"option": "\xff"}', b'{"option": "\\ud800"}'],
+    [
+        b"",
+        b"{",
+        b"nonsense",
+        b'{"option": NaN}',
+        b'{"option": "1"} x',
+        b'\xff\xfe{"option"',
+        b'{"option": "\xff"}',
+        b'{"option": "\\ud800"}',
+    ],
 )
 def test_a_body_that_is_no_json(api, poll, body):
     assert_refused(api.post(f"/api/v1/polls/{poll.pk}/votes", body), problems.MALFORMED)
@@ -166,7 +175,8 @@ def test_an_ip_poll_takes_no_voter(api, make_poll):
 
 
 @pytest.mark.parametrize(
-    "chosen", [lambda other: str(option(other, "soup")), lambda _: "0", lambda _: "", lambda _: "soup", lambda _: "9" * 30, lambda _: "１"]
+    "chosen",
+    [lambda other: str(option(other, "soup")), lambda _: "0", lambda _: "", lambda _: "soup", lambda _: "9" * 30, lambda _: "\uff11"],
 )
 def test_an_option_that_is_not_the_polls(api, make_poll, chosen):
     poll, other = make_poll(), make_poll()
@@ -205,7 +215,9 @@ def test_a_key_that_is_none(api, poll, authorization):
 
 
 def test_the_right_prefix_with_another_secret_is_no_key(api, poll, client_key):
-    assert_refused(api.cast(poll, "alice", authorization=f"Api-Key {client_key[:-1]}{'A' if client_key[-1] != 'A' else 'B'}"), problems.UNAUTHENTICATED)
+    assert_refused(
+        api.cast(poll, "alice", authorization=f"Api-Key {client_key[:-1]}{'A' if client_key[-1] != 'A' else 'B'}"), problems.UNAUTHENTICATED
+    )
 
 
 def test_a_revoked_key_is_refused_within_two_seconds(api, poll, owner):
@@ -243,7 +255,8 @@ def test_a_body_over_8_kib(api, poll, size):
 
 def test_a_body_over_8_kib_in_chunks_that_never_end(api, poll):
     with socket.create_connection(("127.0.0.1", api.port), timeout=10) as client:
-        client.sendall(f"POST /api/v1/polls/{poll.pk}/votes HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        headers = "Host: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        client.sendall(f"POST /api/v1/polls/{poll.pk}/votes HTTP/1.1\r\n{headers}".encode())
         for _ in range(9):
             client.sendall(b"400\r\n" + b" " * 1024 + b"\r\n")
         assert client.recv(4096).startswith(b"HTTP/1.1 413 ")

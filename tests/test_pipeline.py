@@ -19,7 +19,19 @@ from kombu import Producer
 
 from polls import bundles, closing, counting, deadletters, outbox, patience, problems
 from polls.models import OutboxBundle, Poll, VoteAside
-from tests.conftest import Api, answers, assert_tallies_equal_votes, database_url, free_port, process, tallies, vote_of, wait_until, web, worker
+from tests.conftest import (
+    Api,
+    answers,
+    assert_tallies_equal_votes,
+    database_url,
+    free_port,
+    process,
+    tallies,
+    vote_of,
+    wait_until,
+    web,
+    worker,
+)
 from tests.test_intake import assert_refused
 
 
@@ -36,7 +48,14 @@ def task_message(bundle):
 
 
 def put(queue, body, headers=None, content_type="application/json", content_encoding="utf-8"):
-    queue.publish(body, routing_key=settings.VOTES_QUEUE, headers=headers or {}, content_type=content_type, content_encoding=content_encoding, delivery_mode=2)
+    queue.publish(
+        body,
+        routing_key=settings.VOTES_QUEUE,
+        headers=headers or {},
+        content_type=content_type,
+        content_encoding=content_encoding,
+        delivery_mode=2,
+    )
 
 
 @pytest.fixture
@@ -92,7 +111,11 @@ def test_a_dead_letter_whose_cause_is_cured_is_counted_on_replay(pipeline, make_
     with current_app.connection_for_write() as connection:
         death = {"x-death": [{"queue": settings.VOTES_QUEUE, "reason": "delivery_limit", "count": 1}], "x-delivery-count": 100}
         Producer(connection.default_channel).publish(
-            body, routing_key=settings.DEAD_LETTER_QUEUE, headers={**headers, **death}, content_type="application/json", content_encoding="utf-8"
+            body,
+            routing_key=settings.DEAD_LETTER_QUEUE,
+            headers={**headers, **death},
+            content_type="application/json",
+            content_encoding="utf-8",
         )
     wait_until(lambda: deadletters.count() == 1)
 
@@ -298,7 +321,11 @@ def test_polls_open_and_close_on_time_and_the_outbox_drains_also_with_two_beats(
     opening, closing_soon, missed = make_poll(opens_in=3), make_poll(closes_in=3), make_poll(opens_in=-60, closes_in=-30)
     outbox.keep(bundles.write([vote_of(opening, "alice")]))
     beat = ["celery", "-A", "core", "beat", "--pidfile="]
-    with worker(settings.PERIODIC_QUEUE, tmp_path / "periodic.log", concurrency=1), process(*beat, log=tmp_path / "1.log"), process(*beat, log=tmp_path / "2.log"):
+    with (
+        worker(settings.PERIODIC_QUEUE, tmp_path / "periodic.log", concurrency=1),
+        process(*beat, log=tmp_path / "1.log"),
+        process(*beat, log=tmp_path / "2.log"),
+    ):
         wait_until(lambda: Poll.objects.get(pk=missed.pk).closed_at)  # a run that nobody made is caught up
         wait_until(lambda: tallies(opening) == {"soup": 1})
         wait_until(lambda: Poll.objects.get(pk=opening.pk).opened_at and Poll.objects.get(pk=closing_soon.pk).closed_at)
@@ -312,7 +339,10 @@ def test_polls_open_and_close_on_time_and_the_outbox_drains_also_with_two_beats(
 def test_opening_and_closing_happen_once_at_the_moment_and_not_a_microsecond_before(make_poll):
     poll, tick = make_poll(opens_in=60, closes_in=120), timedelta(microseconds=1)
 
-    for run, moment, field in [(closing.open_due_polls, poll.opens_at, "opened_at"), (closing.close_expired_polls, poll.closes_at, "closed_at")]:
+    for run, moment, field in [
+        (closing.open_due_polls, poll.opens_at, "opened_at"),
+        (closing.close_expired_polls, poll.closes_at, "closed_at"),
+    ]:
         run(at=moment - tick)
         assert getattr(Poll.objects.get(pk=poll.pk), field) is None
         run(at=moment)

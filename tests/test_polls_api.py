@@ -42,7 +42,13 @@ def test_a_poll_is_created_read_and_listed(owners_api):
     assert created.status == 201, created.text
     poll = created.json
     assert created.headers["location"] == f"/api/v1/polls/{poll['id']}"
-    assert (poll["title"], poll["description"], poll["status"], poll["voter_policy"], poll["allow_change"]) == ("Lunch", "Wednesday", "open", "ip", False)
+    assert (poll["title"], poll["description"], poll["status"], poll["voter_policy"], poll["allow_change"]) == (
+        "Lunch",
+        "Wednesday",
+        "open",
+        "ip",
+        False,
+    )
     assert [(option["text"], option["position"]) for option in poll["options"]] == [("soup", 1), ("salad", 2)]
     assert all(isinstance(option["id"], str) for option in poll["options"])
     anonymous = Api(owners_api.port, {})
@@ -104,7 +110,9 @@ def test_a_poll_with_a_field_wrong(owners_api, fields, pointer):
     assert_refused(owners_api.post("/api/v1/polls", lunch(**fields)), problems.INVALID, pointer=pointer)
 
 
-@pytest.mark.parametrize(("body", "problem"), [(b"{", problems.MALFORMED), (b"\xff", problems.MALFORMED), (b"[]", problems.INVALID), (b"7", problems.INVALID)])
+@pytest.mark.parametrize(
+    ("body", "problem"), [(b"{", problems.MALFORMED), (b"\xff", problems.MALFORMED), (b"[]", problems.INVALID), (b"7", problems.INVALID)]
+)
 def test_a_body_that_is_no_poll(owners_api, body, problem):
     assert_refused(owners_api.post("/api/v1/polls", body), problem)
 

@@ -29,7 +29,9 @@ def _refusal_of(exc: Exception) -> Refusal | None:
             return exc
         case exceptions.ValidationError():
             found = list(_flatten(exc.detail, ""))
-            return Refusal(problems.INVALID, found[0][1], [{"detail": detail, "pointer": f"#{pointer}"} for pointer, detail in found if pointer])
+            return Refusal(
+                problems.INVALID, found[0][1], [{"detail": detail, "pointer": f"#{pointer}"} for pointer, detail in found if pointer]
+            )
         case exceptions.ParseError():
             return problems.MALFORMED.says("Send a JSON object in UTF-8.")
         case exceptions.UnsupportedMediaType():
@@ -48,7 +50,7 @@ def _refusal_of(exc: Exception) -> Refusal | None:
         case exceptions.NotAcceptable():
             return problems.NOT_ACCEPTABLE.says("Ask for application/json.")
         case exceptions.Throttled():
-            return problems.TOO_MANY_REQUESTS.says(str(exc.detail), headers={"Retry-After": str(int(exc.wait or 1))})
+            return problems.TOO_MANY_REQUESTS.says(str(exc.detail), headers={"Retry-After": str(int(getattr(exc, "wait", None) or 1))})
         case OperationalError() | InterfaceError():
             return problems.UNAVAILABLE.says("The database does not answer. Try again.", headers={"Retry-After": "2"})
     return None

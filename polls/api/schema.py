@@ -13,7 +13,12 @@ _PROBLEM = {
     "description": "What went wrong (RFC 9457).",
     "required": ["type", "title", "status", "detail"],
     "properties": {
-        "type": {"type": "string", "format": "uri-reference", "enum": [problem.type for problem in problems.ALL], "description": "Stable; decide by it."},
+        "type": {
+            "type": "string",
+            "format": "uri-reference",
+            "enum": [problem.type for problem in problems.ALL],
+            "description": "Stable; decide by it.",
+        },
         "title": {"type": "string"},
         "status": {"type": "integer"},
         "detail": {"type": "string", "description": "A sentence that helps."},
@@ -23,7 +28,10 @@ _PROBLEM = {
             "items": {
                 "type": "object",
                 "required": ["detail", "pointer"],
-                "properties": {"detail": {"type": "string"}, "pointer": {"type": "string", "description": "JSON pointer, as a URI fragment: #/options/0/text"}},
+                "properties": {
+                    "detail": {"type": "string"},
+                    "pointer": {"type": "string", "description": "JSON pointer, as a URI fragment: #/options/0/text"},
+                },
             },
         },
     },
@@ -54,7 +62,11 @@ _SCHEMAS: dict[str, Any] = {
             "receipt": {"type": "string", "description": "Tells later what became of the vote."},
             "status": {"type": "string", "enum": ["pending"]},
             "accepted_at": _DATE,
-            "links": {"type": "object", "required": ["self", "results"], "properties": {"self": {"type": "string"}, "results": {"type": "string"}}},
+            "links": {
+                "type": "object",
+                "required": ["self", "results"],
+                "properties": {"self": {"type": "string"}, "results": {"type": "string"}},
+            },
         },
     },
     "VoteStatus": {
@@ -107,7 +119,9 @@ def _answers(success: dict[str, Any], *refusals: Problem) -> dict[str, Any]:
         by_status.setdefault(str(problem.status), []).append(problem)
     for status, alternatives in by_status.items():
         examples = {
-            problem.slug: {"value": {"type": problem.type, "title": problem.title, "status": problem.status, "detail": "A sentence that helps."}}
+            problem.slug: {
+                "value": {"type": problem.type, "title": problem.title, "status": problem.status, "detail": "A sentence that helps."}
+            }
             for problem in alternatives
         }
         success[status] = {
@@ -120,7 +134,10 @@ def _answers(success: dict[str, Any], *refusals: Problem) -> dict[str, Any]:
 
 
 def _json(schema: str, description: str, headers: dict[str, str] | None = None) -> dict[str, Any]:
-    answer: dict[str, Any] = {"description": description, "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}}
+    answer: dict[str, Any] = {
+        "description": description,
+        "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}},
+    }
     if headers:
         answer["headers"] = {name: {"description": text, "schema": {"type": "string"}} for name, text in headers.items()}
     return answer
@@ -142,8 +159,8 @@ _PATHS: dict[str, Any] = {
             "tags": ["votes"],
             "summary": "Cast a vote",
             "description": (
-                "202 means: the vote is held by the broker's replicated queue or by the database's outbox, it can't be lost, and it will "
-                "have exactly one outcome. A timeout or a 5xx means that this is unknown: repeat the request with the same Idempotency-Key; "
+                "202 means: the broker's replicated queue or the database's outbox holds the vote, it can't be lost, and it will have "
+                "exactly one outcome. A timeout or a 5xx means that this is unknown: repeat the request with the same Idempotency-Key; "
                 f"the vote then counts at most once. A body takes at most {MAX_BODY_BYTES} bytes."
             ),
             "parameters": [
@@ -199,7 +216,7 @@ _PATHS: dict[str, Any] = {
             "operationId": "votes_read",
             "tags": ["votes"],
             "summary": "Read what became of a vote",
-            "description": "Never tells what was chosen. The first status other than `pending` may still change where a voter's votes overtake each other.",
+            "description": "Never tells what was chosen. May still change where a voter's votes overtake each other on the way.",
             "parameters": [_in_path("receipt", {"type": "string"})],
             "security": [{}],
             "responses": _answers(

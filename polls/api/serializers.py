@@ -20,7 +20,9 @@ class StrictSerializer(serializers.Serializer[Any]):
 
 
 class OptionSerializer(StrictSerializer, serializers.ModelSerializer[Option]):
-    id = serializers.CharField(required=False, help_text="Unique over all polls. In a change: the option to keep; leave it out for a new one.")
+    id = serializers.CharField(
+        required=False, help_text="Unique over all polls. In a change: the option to keep; leave it out for a new one."
+    )
     text = serializers.CharField(max_length=200)
 
     class Meta:
@@ -37,7 +39,7 @@ class PollSerializer(StrictSerializer, serializers.ModelSerializer[Poll]):
     """A poll as the API shows it and as a change is sent."""
 
     id = serializers.CharField(read_only=True)
-    options = OptionSerializer(many=True, min_length=2, max_length=MAX_OPTIONS)
+    options = OptionSerializer(many=True, min_length=2, max_length=MAX_OPTIONS)  # type: ignore[call-arg]
     status = serializers.ChoiceField(choices=["scheduled", "open", "closed"], read_only=True)
     links = serializers.SerializerMethodField()
 
@@ -80,4 +82,4 @@ class PollSerializer(StrictSerializer, serializers.ModelSerializer[Poll]):
 class NewPollSerializer(PollSerializer):
     """A poll as it is created."""
 
-    options = NewOptionSerializer(many=True, min_length=2, max_length=MAX_OPTIONS)  # type: ignore[assignment]
+    options = NewOptionSerializer(many=True, min_length=2, max_length=MAX_OPTIONS)  # type: ignore[call-arg, assignment]

@@ -1,7 +1,8 @@
 """The API's doors: shape in, one call, answer."""
 
-from typing import Any
+from typing import Any, cast
 
+from django.contrib.auth.models import User
 from django.utils.timezone import now
 from drf_spectacular.utils import extend_schema, extend_schema_view
 from rest_framework import generics, pagination, permissions, status
@@ -33,7 +34,11 @@ class OnlyItsOwnerChangesIt(permissions.BasePermission):
         return request.method in permissions.SAFE_METHODS or request.user == poll.owner or request.user.is_superuser
 
 
-@extend_schema_view(get=extend_schema(operation_id="polls_list", summary="List polls, newest first", responses={200: PollSerializer, **problem_answers(404, 406)}))
+@extend_schema_view(
+    get=extend_schema(
+        operation_id="polls_list", summary="List polls, newest first", responses={200: PollSerializer, **problem_answers(404, 406)}
+    )
+)
 class PollsView(generics.ListCreateAPIView[Poll]):
     queryset = Poll.objects.prefetch_related("options")
     serializer_class = PollSerializer
@@ -48,12 +53,14 @@ class PollsView(generics.ListCreateAPIView[Poll]):
     def post(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         serializer = NewPollSerializer(data=request.data)
         serializer.is_valid(raise_exception=True)
-        poll = editing.create_poll(request.user, serializer.validated_data, at=now())
+        poll = editing.create_poll(cast(User, request.user), serializer.validated_data, at=now())
         shown = PollSerializer(poll).data
         return Response(shown, status.HTTP_201_CREATED, headers={"Location": shown["links"]["self"]})
 
 
-@extend_schema_view(get=extend_schema(operation_id="polls_read", summary="Read a poll", responses={200: PollSerializer, **problem_answers(404, 406)}))
+@extend_schema_view(
+    get=extend_schema(operation_id="polls_read", summary="Read a poll", responses={200: PollSerializer, **problem_answers(404, 406)})
+)
 class PollView(generics.RetrieveAPIView[Poll]):
     queryset = Poll.objects.select_related("owner").prefetch_related("options")
     serializer_class = PollSerializer

@@ -22,7 +22,9 @@ class Command(BaseCommand):
                 letters = deadletters.peek(options["most"] or 1000)
                 for letter in letters:
                     what = "no bundle" if letter.votes is None else f"{letter.votes} votes, {letter.unreadable} unreadable"
-                    self.stdout.write(f"{letter.message_id or '(no id)'}  {letter.reason}  {letter.died_at or ''}  {letter.size} bytes  {what}")
+                    self.stdout.write(
+                        f"{letter.message_id or '(no id)'}  {letter.reason}  {letter.died_at or ''}  {letter.size} bytes  {what}"
+                    )
                 self.stdout.write(f"{len(letters)} dead letters")
             else:
                 self.stdout.write(f"{deadletters.replay(options['most'])} dead letters replayed")

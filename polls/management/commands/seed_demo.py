@@ -32,7 +32,8 @@ class Command(BaseCommand):
         )
         poll = Poll.objects.filter(title=TITLE, owner=admin, closes_at__gt=now()).order_by("created_at").first()
         if poll is None:
-            options = [{"text": text} for text in ("Soup", "Salad", "Noodles")]
-            fields = {"title": TITLE, "voter_policy": "ip", "closes_at": now() + timedelta(days=365), "options": options}
+            choices = [{"text": text} for text in ("Soup", "Salad", "Noodles")]
+            closes_at = now() + timedelta(days=365)
+            fields = {"title": TITLE, "voter_policy": "ip", "closes_at": closes_at, "options": choices}
             poll = editing.create_poll(admin, fields, at=now())
         self.stdout.write(json.dumps({"poll_id": str(poll.pk)}))
