@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 from collections.abc import Awaitable, Callable
@@ -94,6 +95,10 @@ class Intake:
         await receive()
         self._publisher = Publisher()
         await self._publisher.start()
+        # Django's own objects live as long as the process. Without this every full collection walks them all, which stops
+        # the process for 60 ms about once a second at full rate.
+        gc.collect()
+        gc.freeze()
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await self._publisher.stop()

@@ -79,38 +79,48 @@ class ClientSnapshot:
 class Snapshots(Generic[K, V]):
     """A cache in front of `read`, in one event loop: one query per key and `seconds`, however many ask at once.
 
-    Serves what it last knew while PostgreSQL is away. `read` runs in a thread with a database connection of its own.
+    What is up to `seconds` old is given at once; up to twice as old too, but read anew meanwhile; older values are waited
+    for, unless PostgreSQL is away. `read` runs in a thread with a database connection of its own.
     """
 
     def __init__(self, read: Callable[[K], V], seconds: float, threads: ThreadPoolExecutor) -> None:
         self._read = read
         self._seconds = seconds
         self._threads = threads
-        self._known: dict[K, tuple[float, V]] = {}  # key: (fresh until, value)
+        self._known: dict[K, tuple[float, V]] = {}  # key: (when it gets old, value)
         self._reading: dict[K, asyncio.Future[V]] = {}
 
     def known(self, key: K) -> V | None:
-        """Return what is known and fresh, without waiting; None when `get` must be asked."""
-        entry = self._known.get(key)
-        return entry[1] if entry and time.monotonic() < entry[0] else None
+        """Return the value where that needs no waiting; None when `get` must be asked."""
+        if (entry := self._known.get(key)) is None:
+            return None
+        old_at, value = entry
+        if (late := time.monotonic() - old_at) > 0:
+            if late > self._seconds:
+                return None
+            self._read_anew(key)
+        return value
 
     async def get(self, key: K) -> V:
-        """Return the value, read anew unless fresh. Raises NothingKnownError when it can't be read and never was."""
-        if entry := self._known.get(key):
-            fresh_until, value = entry
-            if time.monotonic() < fresh_until:
-                return value
-        reading = self._reading.get(key)
-        if reading is None:
-            reading = self._reading[key] = asyncio.get_running_loop().run_in_executor(self._threads, _with_a_connection, self._read, key)
-            reading.add_done_callback(lambda done: self._finished(key, done))
+        """Return the value, waiting for it if need be. Raises NothingKnownError when it can't be read and never was."""
+        entry = self._known.get(key)
+        if entry and time.monotonic() < entry[0]:
+            return entry[1]
         try:
-            return await asyncio.wait_for(asyncio.shield(reading), QUERY_SECONDS)
+            return await asyncio.wait_for(asyncio.shield(self._read_anew(key)), QUERY_SECONDS)
         except Exception as exc:
             if entry is None:
                 raise NothingKnownError from exc
             self._known[key] = (time.monotonic() + PAUSE_SECONDS, entry[1])
             return entry[1]
+
+    def _read_anew(self, key: K) -> asyncio.Future[V]:
+        """Have the value read in a thread, once for all that ask meanwhile."""
+        if (reading := self._reading.get(key)) is None:
+            reading = asyncio.get_running_loop().run_in_executor(self._threads, _with_a_connection, self._read, key)
+            self._reading[key] = reading
+            reading.add_done_callback(lambda done: self._finished(key, done))
+        return reading
 
     def _finished(self, key: K, reading: asyncio.Future[V]) -> None:
         del self._reading[key]

@@ -1,0 +1,17 @@
+"""Its task: one vote, one transaction."""
+
+from celery import shared_task
+from django.db import IntegrityError, transaction
+from django.db.models import F
+
+from bench.task_per_vote.models import Ballot, Choice
+
+
+@shared_task(name="task_per_vote.count_vote")
+def count_vote(poll: int, voter: str, choice: int) -> None:
+    try:
+        with transaction.atomic():
+            Ballot.objects.create(poll=poll, voter=voter, choice_id=choice)
+            Choice.objects.filter(pk=choice).update(votes=F("votes") + 1)
+    except IntegrityError:
+        return
