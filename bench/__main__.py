@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -51,7 +51,8 @@ class Database:
     def value(self, query: str, *arguments: object) -> float:
         with self.connection.cursor() as cursor:
             cursor.execute(query, arguments)
-            return float(cursor.fetchone()[0] or 0)
+            row = cursor.fetchone()
+            return float(row[0] or 0) if row else 0.0
 
 
 def measure(port: int, casts: list[Cast], count: Callable[[], float], lag: Callable[[], float] | None) -> Round:
@@ -176,7 +177,10 @@ def main() -> None:
     parser.add_argument("--votes", type=int, default=30_000, help="of the product in a round; the peer gets a tenth")
     arguments = parser.parse_args()
     rounds: dict[str, list[Round]] = {"product_single": [], "task_per_vote": []}
-    with tempfile.TemporaryDirectory() as folder, Stack(Path(folder)) as stack:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as ending:
+        stack = Stack(Path(folder))
+        ending.callback(stack.destroy)
+        ending.enter_context(stack)
         dev = prepare(stack)
         database = Database(stack.database_url)
         for _ in tqdm(range(arguments.rounds), unit=" rounds"):

@@ -4,8 +4,9 @@ import logging.config
 import os
 
 from celery import Celery
-from celery.signals import setup_logging
+from celery.signals import setup_logging, task_failure
 from django.conf import settings
+from django.db import connection
 
 from tasks import queues
 
@@ -27,3 +28,9 @@ def add_queues(sender: Celery, **_: object) -> None:
 def log_like_django(**_: object) -> None:
     """Keep Celery from setting up its own loggers: one format for all processes."""
     logging.config.dictConfig(settings.LOGGING)
+
+
+@task_failure.connect
+def drop_the_connection(**_: object) -> None:
+    """Give the next task a new database connection: with CELERY_DB_REUSE_MAX a broken one would be kept for good."""
+    connection.close()

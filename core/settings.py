@@ -78,9 +78,9 @@ BUNDLE_MAX_VOTES = int(at_least("BUNDLE_MAX_VOTES", default=200, minimum=1))
 
 # How long a bundle may wait for the broker's confirm, and then for the outbox's commit. Together under the 4 s that a client waits at most.
 CONFIRM_SECONDS = at_least("CONFIRM_SECONDS", default=2, minimum=0.1)
-OUTBOX_SECONDS = at_least("OUTBOX_SECONDS", default=1.5, minimum=0.1)
-if CONFIRM_SECONDS + OUTBOX_SECONDS > 3.8:
-    raise ImproperlyConfigured("CONFIRM_SECONDS + OUTBOX_SECONDS must stay within 3.8 s: a client gets its answer within 4 s.")
+OUTBOX_SECONDS = at_least("OUTBOX_SECONDS", default=1.2, minimum=0.1)
+if CONFIRM_SECONDS + OUTBOX_SECONDS > 3.4:
+    raise ImproperlyConfigured("CONFIRM_SECONDS + OUTBOX_SECONDS must stay within 3.4 s: a client gets its answer within 4 s.")
 
 # Votes that one web process holds unanswered at most; more are refused with 503.
 MAX_WAITING_VOTES = int(at_least("MAX_WAITING_VOTES", default=5000, minimum=1))

@@ -26,9 +26,6 @@ logger = logging.getLogger(__name__)
 # Bundles on their way at once. Chosen: enough to fill the broker, few enough to hold them all for CONFIRM_SECONDS.
 MAX_BUNDLES_UNDER_WAY = 32
 RECONNECT_SECONDS = 0.5
-import os
-LINGER_SECONDS_PER_VOTE = float(os.environ.get("LPV","0.00005"))
-MAX_LINGER_SECONDS = float(os.environ.get("LMAX","0.002"))
 # Nobody has a queue of this name: a healthy broker returns what is sent there at once, a blocked one does not.
 PROBE_ROUTING_KEY = "nexus.is-anybody-there"
 HEARTBEAT_SECONDS = 20
@@ -61,7 +58,6 @@ class Publisher:
         self._waiting: deque[_Bundle] = deque()  # only the last one may have room
         self._under_way: set[asyncio.Task[None]] = set()
         self._unanswered = 0  # votes
-        self._lingers_until = 0.0  # by the loop's clock
         self._channel: AbstractChannel | None = None
         self._ready, self._broken = asyncio.Event(), asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
@@ -102,16 +98,11 @@ class Publisher:
         # Shielded: a client that goes away must not cancel the bundle of the others.
         await asyncio.shield(bundle.carried)
 
-    def _send_off(self) -> None:
-        """Send the waiting bundles; one that has room waits for the bundle on its way, and for those just answered to join."""
+    def _send_off(self, *, hurry: bool = False) -> None:
+        """Send the waiting bundles; without hurry, one that has room waits until no other is on its way."""
         while self._waiting and len(self._under_way) < MAX_BUNDLES_UNDER_WAY:
-            if not self._waiting[0].is_full:
-                if self._under_way:
-                    return
-                loop = asyncio.get_running_loop()
-                if loop.time() < self._lingers_until:
-                    loop.call_at(self._lingers_until, self._send_off)
-                    return
+            if self._under_way and not self._waiting[0].is_full and not hurry:
+                return
             task = asyncio.create_task(self._carry(self._waiting.popleft()))
             self._under_way.add(task)
             task.add_done_callback(self._arrived)
@@ -133,8 +124,6 @@ class Publisher:
             bundle.carried.exception()  # seen, also when every client has gone
         finally:
             self._unanswered -= len(bundle.votes)
-            lingers = min(LINGER_SECONDS_PER_VOTE * len(bundle.votes), MAX_LINGER_SECONDS)
-            self._lingers_until = asyncio.get_running_loop().time() + lingers
 
     async def _publish(self, bundle: bytes, votes: int) -> bool:
         """Send a bundle as one task message; return whether the broker has confirmed that its queue holds it."""
@@ -158,6 +147,8 @@ class Publisher:
             if self._channel is channel:
                 self._channel = None
                 self._broken.set()
+                # Those who waited for this bundle have waited enough: with it and then for it would be too long.
+                self._send_off(hurry=True)
             return False
         return True
 

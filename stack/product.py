@@ -32,7 +32,8 @@ def programs(env: Mapping[str, str]) -> list[Program]:
         Program("web", web, answers=lambda: http_ok(reachable(host), port, "/healthz"), stop_seconds=15),
         worker("worker", queue="votes", concurrency=2),
         worker("periodic", queue="periodic", concurrency=1),
-        Program("beat", [*celery, "beat", "--loglevel", "INFO", "--pidfile="]),
+        # Short, because beat misses a SIGTERM that comes while it starts, and has nothing to lose.
+        Program("beat", [*celery, "beat", "--loglevel", "INFO", "--pidfile="], stop_seconds=5),
         Program(
             name="flower",
             command=[*celery, "flower", "--address=127.0.0.1", f"--port={flower_port}"],

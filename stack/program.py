@@ -10,7 +10,10 @@ from stack.folder import ROOT
 
 @dataclass(frozen=True)
 class Program:
-    """A process that is kept running. Programs stop in the reverse order of `stage`; those of one stage stop together."""
+    """A process that is kept running.
+
+    Programs stop in the reverse order of `stage`, those of one stage together: epmd 1, the servers 2, workers 3, the rest 4.
+    """
 
     name: str
     command: list[str]
@@ -22,8 +25,6 @@ class Program:
     user: str = ""  # only for a supervisor that runs as root
     stop_signal: str = "TERM"
     stop_seconds: int = 30  # after that: SIGKILL
-    # Signal its children too: for programs that leave them behind.
-    stop_group: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Server:
     url: str
     chosen: str  # for the screen: what was chosen, and why
     programs: tuple[Program, ...] = ()
+    env: dict[str, str] = field(default_factory=dict)  # what else the stack's programs should know of it
 
 
 def http_ok(host: str, port: int, path: str) -> bool:

@@ -5,8 +5,9 @@ import re
 import shutil
 import socket
 import subprocess
-from glob import glob
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from amqp.exceptions import AMQPError
@@ -31,13 +32,12 @@ INSTALL = (
 )
 
 
-def resolve(folder: Folder, given_url: str | None) -> Server:
+def resolve(folder: Folder, given_url: str | None, say: Callable[[str], None]) -> Server:
     if given_url:
         if not answers(given_url, seconds=5):
-            host = urlsplit(given_url).hostname
-            message = f"CELERY_BROKER_URL is set, but no RabbitMQ at {host} lets us in with it."
+            message = f"CELERY_BROKER_URL is set, but no RabbitMQ at {urlsplit(given_url).hostname} lets us in with it."
             raise StackError(message + " Start it or correct the URL, or unset it to get a private node.")
-        return Server(given_url, "the one of CELERY_BROKER_URL")
+        return Server(given_url, f"{urlsplit(given_url).hostname} (CELERY_BROKER_URL is set)")
     unpacked = folder / "packages"
     script = next((Path(path) for path in SCRIPTS if os.access(path, os.X_OK)), None)
     if script:
@@ -46,6 +46,7 @@ def resolve(folder: Folder, given_url: str | None) -> Server:
         found = f"scripts: {script.parent}"
     else:
         if not unpacked.exists():
+            say("No RabbitMQ is installed: fetching its packages (35 MB) ...")
             unpack_packages(folder, unpacked)
         script = unpacked / "usr/lib/rabbitmq/bin/rabbitmq-server"
         erlang = f"{unpacked}/usr/lib/erlang/bin:{search_path()}"
@@ -106,6 +107,7 @@ def private_node(folder: Folder, script: Path, epmd: str, env: dict[str, str], f
             "RABBITMQ_MNESIA_BASE": str(home / "data"),
             "RABBITMQ_FEATURE_FLAGS_FILE": str(home / "feature_flags"),
             "RABBITMQ_GENERATED_CONFIG_DIR": str(home / "config"),
+            "RABBITMQ_LOG_BASE": str(home / "log"),
             "RABBITMQ_LOGS": "-",
         },
     )
@@ -116,13 +118,18 @@ def private_node(folder: Folder, script: Path, epmd: str, env: dict[str, str], f
         stage=1,
     )
     chosen = f"private, 127.0.0.1:{port}, management {management_port} (CELERY_BROKER_URL is not set; {found})"
-    return Server(url, chosen, (names, node))
+    return Server(url, chosen, (names, node), env={"FLOWER_BROKER_API": f"http://nexus:{password}@127.0.0.1:{management_port}/api/"})
+
+
+def connect(url: str, seconds: float) -> Any:
+    """Log in, once: Connection.connect() would try again after two seconds."""
+    return Connection(url, connect_timeout=seconds).transport.establish_connection()
 
 
 def answers(url: str, seconds: float = 2) -> bool:
     """Whether we can log in."""
     try:
-        Connection(url, connect_timeout=seconds).connect().close()
+        connect(url, seconds).close()
     except (OSError, AMQPError, KombuError):
         return False
     return True
@@ -131,8 +138,7 @@ def answers(url: str, seconds: float = 2) -> bool:
 def consumers(url: str, queue: str) -> int:
     """How many consumers the queue has; 0 if there is no such queue."""
     try:
-        with Connection(url, connect_timeout=2) as connection:
-            connection.connect()
+        with connect(url, 2) as connection:
             return int(connection.channel().queue_declare(queue, passive=True).consumer_count)
     except (OSError, AMQPError, KombuError):
         return 0
@@ -167,7 +173,7 @@ def unpack_packages(folder: Folder, place: Path) -> None:
                 (part / "apt" / path).mkdir(parents=True)
             apt(part, "apt-get", *own_lists, "update")
             download_packages(part, own_lists)
-        for deb in glob(f"{part}/debs/*.deb"):
+        for deb in part.glob("debs/*.deb"):
             apt(part, "dpkg-deb", "-x", deb, part)
     except subprocess.CalledProcessError as exc:
         message = f"No RabbitMQ is installed, and its packages could not be fetched:\n{exc.stderr.strip()[-1000:]}\n"
@@ -175,9 +181,8 @@ def unpack_packages(folder: Folder, place: Path) -> None:
     shutil.rmtree(part / "debs")
     shutil.rmtree(part / "apt", ignore_errors=True)
     # Debian's erl knows its place by heart and ignores ERL_ROOTDIR.
-    for erl in glob(f"{part}/usr/lib/erlang/bin/erl") + glob(f"{part}/usr/lib/erlang/erts-*/bin/erl"):
-        text = Path(erl).read_text()
-        Path(erl).write_text(text.replace("ROOTDIR=/usr/lib/erlang", 'ROOTDIR="$ERL_ROOTDIR"'))
+    for erl in part.glob("usr/lib/erlang/**/bin/erl"):
+        erl.write_text(erl.read_text().replace("ROOTDIR=/usr/lib/erlang", 'ROOTDIR="$ERL_ROOTDIR"'))
     part.rename(place)
 
 

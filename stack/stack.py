@@ -21,29 +21,42 @@ from stack.supervisor import Supervisor, SupervisorGone, end_leftovers
 OWN = ("DATABASE_URL", "CELERY_BROKER_URL", "HOST", "PORT", "FLOWER_PORT", "FLOWER_BASIC_AUTH", "FLOWER_BROKER_API")
 
 
+class FolderInUse(StackError):
+    pass
+
+
 class Stack:
-    """
-    with Stack(folder) as stack:               # PostgreSQL and RabbitMQ answer
-        stack.start("web", "worker")           # ... and so do these
-        os.kill(stack.pid("worker"), signal.SIGKILL)
-        stack.wait_for_new_pid("worker", pid)
-    # all of it has ended; stack.destroy() forgets its data as well
+    """Servers and programs in one folder. Nothing of the environment around it decides which servers those are.
+
+        with Stack(folder) as stack:  # PostgreSQL and RabbitMQ answer
+            stack.start("web", "worker")  # ... and so do these
+            old_pid = stack.kill("worker")  # SIGKILL
+            stack.wait_until_back("worker", old_pid)
+        stack.destroy()  # all has ended; forget the data too
 
     `env` is added to the environment of every program. DATABASE_URL or CELERY_BROKER_URL in it: that server is used as given.
-    PORT and FLOWER_PORT: if not in it, free ones. `programs`: instead of the product's.
+    PORT and FLOWER_PORT: if not in it, free ones. `programs`: instead of the product's. `say` hears of what takes long.
     """
 
-    def __init__(self, folder: Path, env: Mapping[str, str] | None = None, programs: Iterable[Program] | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        env: Mapping[str, str] | None = None,
+        programs: Iterable[Program] | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ):
         self.folder = Folder(folder)
         self.supervisor = Supervisor(self.folder)
         self.env = {name: value for name, value in os.environ.items() if name not in OWN} | dict(env or {})
         self.servers: dict[str, Server] = {}
         self.programs: dict[str, Program] = {}
         self._other_programs = programs
+        self._say = say
 
     def __enter__(self) -> Self:
-        self.open()
+        self.claim()
         try:
+            self.prepare()
             self.start_servers()
         except BaseException:
             self.close()
@@ -53,27 +66,26 @@ class Stack:
     def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def open(self) -> None:
-        """Resolve the servers and start the supervisor; no program runs yet. Raises StackError if the folder is in use."""
+    def claim(self) -> None:
+        """Become the one who starts and stops things in this folder. Raises FolderInUse when somebody else is."""
         self.folder.make()
         if not self.folder.lock():
-            raise StackError(f"{self.folder.path} is in use by another stack.")
-        try:
-            self.end_earlier()
-            with ThreadPoolExecutor() as pool:
-                resolved = {
-                    "PostgreSQL": pool.submit(postgres.resolve, self.folder, self.env.get("DATABASE_URL")),
-                    "RabbitMQ": pool.submit(rabbitmq.resolve, self.folder, self.env.get("CELERY_BROKER_URL")),
-                }
-            self.servers = {name: future.result() for name, future in resolved.items()}
-            self.complete_env()
-            programs = [program for server in self.servers.values() for program in server.programs]
-            programs += product.programs(self.env) if self._other_programs is None else self._other_programs
-            self.programs = {program.name: program for program in programs}
-            self.supervisor.start(programs, self.env)
-        except BaseException:
-            self.folder.unlock()
-            raise
+            raise FolderInUse(f"{self.folder.path} is in use.")
+        self.end_all()
+
+    def prepare(self) -> None:
+        """Resolve the servers and start the supervisor; no program runs yet."""
+        with ThreadPoolExecutor() as pool:
+            resolving = {
+                "PostgreSQL": pool.submit(postgres.resolve, self.folder, self.env.get("DATABASE_URL"), self._say),
+                "RabbitMQ": pool.submit(rabbitmq.resolve, self.folder, self.env.get("CELERY_BROKER_URL"), self._say),
+            }
+        self.servers = {name: future.result() for name, future in resolving.items()}
+        self.complete_env()
+        programs = [program for server in self.servers.values() for program in server.programs]
+        programs += product.programs(self.env) if self._other_programs is None else self._other_programs
+        self.programs = {program.name: program for program in programs}
+        self.supervisor.start(programs, self.env)
 
     def complete_env(self) -> None:
         """Choose what the environment does not say, and keep it for those who join (`python -m stack run`)."""
@@ -84,34 +96,35 @@ class Stack:
         for name in ("PORT", "FLOWER_PORT"):
             chosen[name] = self.env.get(name) or str(self.folder.port(name))
         chosen["FLOWER_BASIC_AUTH"] = f"flower:{self.folder.secret('flower_password')}"
-        if self.servers["RabbitMQ"].programs:
-            management, password = self.folder.port("rabbitmq_management"), self.folder.secret("rabbitmq_password")
-            chosen["FLOWER_BROKER_API"] = f"http://nexus:{password}@127.0.0.1:{management}/api/"
+        for server in self.servers.values():
+            chosen |= server.env
         self.env = chosen | {name: value for name, value in self.env.items() if value}
         self.folder.environment = {name: self.env[name] for name in chosen}
 
-    def end_earlier(self) -> None:
-        """End what a killed `make up` or a killed supervisor left running in this folder."""
+    def end_all(self) -> list[str]:
+        """End what runs in this folder, also what a killed `make up` or a killed supervisor left; returns the names."""
         try:
-            self.supervisor.shutdown()
+            stopped = self.supervisor.shutdown()
         except SupervisorGone:
-            pass
-        end_leftovers(self.folder)
+            stopped = []
+        left = end_leftovers(self.folder)
+        (self.folder / "dev.json").unlink(missing_ok=True)
+        return stopped + ([f"{left} processes of a supervisor that was killed"] if left else [])
 
-    def start_servers(self, ready: Callable[[str, float], None] | None = None) -> None:
+    def start_servers(self, ready: Callable[[str], None] | None = None) -> None:
         """Start the private servers and return when they answer, epmd before RabbitMQ (which else starts its own)."""
         programs = [program for server in self.servers.values() for program in server.programs]
         for stage in sorted({program.stage for program in programs}):
             self.start(*(program.name for program in programs if program.stage == stage), ready=ready)
 
-    def start(self, *names: str, seconds: float = 60, ready: Callable[[str, float], None] | None = None) -> None:
+    def start(self, *names: str, seconds: float = 60, ready: Callable[[str], None] | None = None) -> None:
         """Start these programs together and return when they answer; see `wait`."""
         for name in names:
             self.supervisor.start_program(name)
         self.wait(*names, seconds=seconds, ready=ready)
 
-    def wait(self, *names: str, seconds: float = 60, ready: Callable[[str, float], None] | None = None) -> None:
-        """Return when they answer, calling ready(name, seconds it took) for each.
+    def wait(self, *names: str, seconds: float = 60, ready: Callable[[str], None] | None = None) -> None:
+        """Return when they answer, calling ready(name) for each at that moment.
 
         Raises StackError when one does not in time, or ends again and again.
         """
@@ -124,7 +137,7 @@ class Stack:
                 if process["pid"] and self._answers(name, process):
                     del pids[name]
                     if ready:
-                        ready(name, time.monotonic() - began)
+                        ready(name)
                     continue
                 pids[name].add(process["pid"])
                 # More than three: PostgreSQL may need a second start after a crash, while its orphans still end.
@@ -185,14 +198,20 @@ class Stack:
     def flower_url(self) -> str:
         return f"http://127.0.0.1:{self.env['FLOWER_PORT']}"
 
-    def close(self) -> None:
-        """End all that runs here. Its data stays."""
-        self.end_earlier()
-        self.folder.unlock()
+    def join(self) -> None:
+        """Use the servers that somebody else started in this folder."""
+        self.env = self.folder.environment | {name: value for name, value in self.env.items() if value}
+
+    def close(self) -> list[str]:
+        """End all that runs here; its data stays. Returns the names of what was running."""
+        try:
+            return self.end_all()
+        finally:
+            self.folder.unlock()
 
     def destroy(self) -> list[Path]:
         """Forget the data, the secrets and the logs of a closed stack; returns what was removed."""
-        names = ["postgres", "rabbitmq", "log", "state.json", "dev.json", "lock"]
+        names = ["postgres", "rabbitmq", "log", "state.json", "dev.json"]
         paths = [self.folder / name for name in names]
         paths += self.folder.path.glob("supervisord.*")
         if (self.folder / "postgres").is_symlink():
@@ -203,4 +222,6 @@ class Stack:
                 shutil.rmtree(path)
             else:
                 path.unlink()
+        if self.supervisor.socket.parent.name.startswith("nexus-"):
+            shutil.rmtree(self.supervisor.socket.parent, ignore_errors=True)
         return removed

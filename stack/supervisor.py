@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from http.client import HTTPException
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 from xmlrpc.client import Fault, ServerProxy
 
-from supervisor.xmlrpc import SupervisorTransport
+from supervisor.xmlrpc import Faults, SupervisorTransport
 
 from stack.folder import Folder, StackError, write_private
 from stack.program import Program
@@ -25,7 +26,7 @@ from stack.program import Program
 MARK = "NEXUS_STACK"
 
 
-class SupervisorGone(Exception):
+class SupervisorGone(StackError):
     """supervisord does not answer; `orderly` when it was asked to end, else it was killed."""
 
     def __init__(self, orderly: bool):
@@ -45,7 +46,7 @@ class Supervisor:
             self.socket = Path("/tmp") / f"{folder.name}-{os.getuid()}" / "supervisord.sock"
 
     def start(self, programs: Iterable[Program], env: Mapping[str, str]) -> None:
-        """Start supervisord with these programs, none of them running yet, in a session of its own: no Ctrl-C reaches it."""
+        """Start supervisord with these programs, none of them running yet, where no Ctrl-C reaches it."""
         if self.socket.parent != self.folder.path:
             make_private_directory(self.socket.parent)
         self.socket.unlink(missing_ok=True)
@@ -96,7 +97,6 @@ class Supervisor:
                 "startsecs=0",
                 f"stopsignal={program.stop_signal}",
                 f"stopwaitsecs={program.stop_seconds}",
-                f"stopasgroup={str(program.stop_group).lower()}",
                 "killasgroup=true",
                 "redirect_stderr=true",
                 f"stdout_logfile={self._value(self.folder.log(program.name))}",
@@ -108,8 +108,8 @@ class Supervisor:
     def _value(self, value: object) -> str:
         """A value that supervisord's parser gives back as it is."""
         text = str(value)
-        if re.search(r'["\n\\]|\s[;#]', text):
-            raise StackError(f'A path must not contain a quotation mark, a backslash, " ;" or " #": {text}')
+        if re.search(r"\n|\s[;#]", text):  # it would end there
+            raise StackError(f'A path must not contain " ;" or " #": {text}')
         return text.replace("%", "%%")
 
     def _call(self, method: str, *arguments: Any) -> Any:
@@ -117,6 +117,10 @@ class Supervisor:
         try:
             with ServerProxy("http://localhost", transport=transport) as server:
                 return getattr(server.supervisor, method)(*arguments)
+        except Fault as fault:
+            if fault.faultCode == Faults.SHUTDOWN_STATE:
+                raise SupervisorGone(orderly=True) from fault
+            raise
         except (OSError, HTTPException) as exc:
             raise SupervisorGone(orderly=not self.pid_file.exists()) from exc
 
@@ -134,7 +138,7 @@ class Supervisor:
         try:
             self._call("startProcess", name, False)
         except Fault as fault:
-            if "ALREADY_STARTED" not in fault.faultString:
+            if fault.faultCode != Faults.ALREADY_STARTED:
                 raise StackError(f"{name} could not be started: {fault.faultString}.", self.folder.log(name)) from fault
 
     def stop_programs(self, names: Iterable[str]) -> None:
@@ -144,7 +148,7 @@ class Supervisor:
             try:
                 self._call("stopProcess", name, False)
             except Fault as fault:
-                if "NOT_RUNNING" not in fault.faultString:
+                if fault.faultCode != Faults.NOT_RUNNING:
                     raise StackError(f"{name} could not be stopped: {fault.faultString}.") from fault
         while any(process["pid"] for name, process in self.processes().items() if name in names):
             time.sleep(0.05)
@@ -157,10 +161,11 @@ class Supervisor:
         for _, names in groupby(running, key=lambda name: stages[name]):
             self.stop_programs(names)
         pid = self._call("getPID")
-        self._call("shutdown")
+        with suppress(SupervisorGone):  # it may end before it has answered
+            self._call("shutdown")
         if self._process is not None:
             self._process.wait()
-        while is_running(pid):
+        while pid in leftovers(self.folder):
             time.sleep(0.05)
         return running
 
@@ -170,10 +175,8 @@ def end_leftovers(folder: Folder) -> int:
     pids = found = leftovers(folder)
     for number, seconds in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
         for pid in pids:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, number)
-            except ProcessLookupError:
-                pass
         give_up_at = time.monotonic() + seconds
         while (pids := leftovers(folder)) and time.monotonic() < give_up_at:
             time.sleep(0.05)
@@ -194,14 +197,6 @@ def leftovers(folder: Folder) -> list[int]:
         except OSError:  # it has ended, or is another user's
             continue
     return pids
-
-
-def is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def make_private_directory(path: Path) -> None:

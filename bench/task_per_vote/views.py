@@ -20,7 +20,7 @@ class CastView(APIView):
         serializer = VoteSerializer(data=request.data)
         serializer.is_valid(raise_exception=True)
         vote = serializer.validated_data
-        task = count_vote.apply_async([poll, vote["voter"], vote["choice"].pk])
+        task = count_vote.apply_async((poll, vote["voter"], vote["choice"].pk))
         return Response({"id": task.id, "status": "pending"}, status=202)
 
 

@@ -1,0 +1,60 @@
+# `make` lists what there is.
+PYTHON ?= python3
+PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help up down reset demo test lint format bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+up: .venv/.runtime  ## start everything, in the foreground (PORT=8000 FLOWER_PORT=5555)
+	@.venv/bin/python -m stack up
+
+down: .venv/.runtime  ## stop everything
+	@.venv/bin/python -m stack down
+
+reset: .venv/.runtime  ## stop everything and forget data, secrets and logs
+	@.venv/bin/python -m stack reset
+
+demo: .venv/.runtime  ## cast votes while `make up` runs, and watch them being counted
+	@.venv/bin/python -m stack.demo $(ARGS)
+
+test: .venv/.dev  ## run the tests (ARGS="-k closing")
+	@.venv/bin/python -m stack run -- python -m pytest $(ARGS)
+
+lint: .venv/.dev  ## check style, types, layers and migrations
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m ruff format --check .
+	.venv/bin/python -m mypy
+	.venv/bin/lint-imports
+	.venv/bin/python manage.py makemigrations --check --dry-run
+
+format: .venv/.dev  ## bring the code into shape
+	.venv/bin/python -m ruff check --fix .
+	.venv/bin/python -m ruff format .
+
+bench: .venv/.runtime  ## measure the pipeline on this machine (ARGS=...)
+	@.venv/bin/python -m bench $(ARGS)
+
+clean:  ## stop everything; remove .venv, caches and downloaded packages
+	@test ! -x .venv/bin/python || .venv/bin/python -m stack down
+	rm -rf .venv .local/packages .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	@command -v '$(PYTHON)' > /dev/null || { echo "'$(PYTHON)' is not there. Install Python 3.11 or newer, or name it: make PYTHON=/path/to/python3"; exit 1; }
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, and '$(PYTHON)' is older. Name a newer one: make PYTHON=python3.12"; exit 1; }
+	@'$(PYTHON)' -c 'import ensurepip, venv' 2> /dev/null || { echo "'$(PYTHON)' can't make virtual environments. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@echo "Making a virtual environment in .venv ..."
+	@'$(PYTHON)' -m venv --clear .venv
+
+.venv/.runtime: requirements.txt | .venv/bin/python
+	@echo "Installing requirements.txt ..."
+	@$(PIP) -r requirements.txt
+	@touch $@
+
+.venv/.dev: requirements-dev.txt .venv/.runtime
+	@echo "Installing requirements-dev.txt ..."
+	@$(PIP) -r requirements-dev.txt
+	@touch $@
