@@ -20,6 +20,22 @@ class DatabaseStaysAwayError(Exception):
     """PostgreSQL did not come back within DATABASE_PATIENCE_SECONDS."""
 
 
+def once_more(work: Callable[[], T]) -> T:
+    """Run `work`, which must be repeatable; if this thread's connection turns out to be dead, run it again on a fresh one.
+
+    For those who can't wait: raises what the second run raises.
+    """
+    try:
+        return work()
+    except (OperationalError, InterfaceError):
+        connection.close()
+    try:
+        return work()
+    except Exception:
+        connection.close()
+        raise
+
+
 def until_committed(work: Callable[[], T]) -> T:
     """Run `work` until its transaction commits; it must be repeatable, for a commit whose answer was lost runs again.
 

@@ -59,7 +59,8 @@ class Publisher:
         self._under_way: set[asyncio.Task[None]] = set()
         self._unanswered = 0  # votes
         self._channel: AbstractChannel | None = None
-        self._ready, self._broken = asyncio.Event(), asyncio.Event()
+        self._ready = asyncio.Event()
+        self._dropped: asyncio.Future[None] | None = None  # settles when the channel in use is given up
         self._keeper: asyncio.Task[None] | None = None
         self._closings: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="outbox")
@@ -118,10 +119,12 @@ class Publisher:
             if not await self._publish(body, len(bundle.votes)):
                 await self._keep_in_outbox(body)
             bundle.carried.set_result(None)
-        except Exception as exc:
+        except BaseException as exc:  # cancelled, too: nobody may wait for ever
             logger.error("%d votes were answered 503: %s", len(bundle.votes), type(exc).__name__)
             bundle.carried.set_exception(NobodyTookItError())
             bundle.carried.exception()  # seen, also when every client has gone
+            if not isinstance(exc, Exception):
+                raise
         finally:
             self._unanswered -= len(bundle.votes)
 
@@ -146,7 +149,8 @@ class Publisher:
             logger.warning("no confirm for %d votes (%s): they go to the outbox", votes, type(exc).__name__)
             if self._channel is channel:
                 self._channel = None
-                self._broken.set()
+                if self._dropped:
+                    self._dropped.set_result(None)
                 # Those who waited for this bundle have waited enough: with it and then for it would be too long.
                 self._send_off(hurry=True)
             return False
@@ -163,13 +167,10 @@ class Publisher:
             try:
                 async with asyncio.timeout(2 * settings.CONFIRM_SECONDS):
                     channel = await _open_channel(connection)
-                self._broken.clear()
-                for closing in (connection.closing, channel.closing):
-                    closing.add_done_callback(lambda _: self._broken.set())
-                self._channel = channel
+                self._channel, self._dropped = channel, asyncio.get_running_loop().create_future()
                 self._ready.set()
                 logger.info("the broker takes votes")
-                await self._broken.wait()
+                await asyncio.wait({connection.closing, channel.closing, self._dropped}, return_when=asyncio.FIRST_COMPLETED)
                 logger.warning("the broker is away: votes go to the outbox")
             except Exception as exc:
                 logger.warning("the broker takes no votes (%s)", type(exc).__name__)

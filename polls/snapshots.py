@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 from uuid import UUID
 
-from django.db import connection
-
+from polls import patience
 from polls.models import ApiClient, Option, Poll
 from polls.moments import to_microseconds
 
@@ -113,7 +112,7 @@ class Snapshots(Generic[K, V]):
         except Exception as exc:
             if entry is None:
                 raise NothingKnownError from exc
-            self._known[key] = (time.monotonic() + PAUSE_SECONDS, entry[1])
+            self._pause(key)
             return entry[1]
 
     def _read_anew(self, key: K) -> asyncio.Future[V]:
@@ -127,16 +126,21 @@ class Snapshots(Generic[K, V]):
     def _finished(self, key: K, reading: asyncio.Future[V]) -> None:
         del self._reading[key]
         if reading.cancelled() or reading.exception():
+            self._pause(key)
             return
         if len(self._known) >= MAX_ENTRIES:
             self._known.clear()  # rare and cheap: each entry is one query to read again
         self._known[key] = (time.monotonic() + self._seconds, reading.result())
 
+    def _pause(self, key: K) -> None:
+        """Leave PostgreSQL alone: what is known of the key counts as fresh for a while."""
+        if entry := self._known.get(key):
+            self._known[key] = (time.monotonic() + PAUSE_SECONDS, entry[1])
+
 
 def _with_a_connection(read: Callable[[K], V], key: K) -> V:
     try:
-        return read(key)
+        return patience.once_more(lambda: read(key))
     except Exception as exc:
-        connection.close()  # the next call in this thread connects anew
         logger.warning("PostgreSQL did not answer a hot route: %s", type(exc).__name__)
         raise

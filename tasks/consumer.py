@@ -1,10 +1,12 @@
 """How workers take messages: like Celery, but none is dropped, none ends the worker, and none is written to the log."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 from celery.utils.log import get_task_logger
 from celery.worker.consumer import Consumer
+from kombu import Connection
 from kombu.message import Message
 
 logger = get_task_logger(__name__)
@@ -22,6 +24,12 @@ class KeepingConsumer(Consumer):
     class Blueprint(Consumer.Blueprint):  # type: ignore[misc, valid-type]
         # No task here has an ETA, so the 28 queues that Celery would declare for delays are left out.
         default_steps: ClassVar = [step for step in Consumer.Blueprint.default_steps if not step.endswith(":DelayedDelivery")]
+
+    def ensure_connected(self, conn: Connection) -> Connection:
+        """Connect, trying every second or two: Celery's own pauses grow to 30 s, during which votes wait for nothing."""
+        patient = partial(conn.ensure_connection, interval_start=1, interval_step=1, interval_max=2)
+        conn.ensure_connection = patient  # type: ignore[method-assign]
+        return super().ensure_connected(conn)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], None]:
         handle = super().create_task_handler(*args, **kwargs)
