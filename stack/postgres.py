@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -89,7 +90,8 @@ def make_home(folder: Folder) -> tuple[Path, pwd.struct_passwd | None]:
     """Where the cluster lives, and as whom it runs (None: as us).
 
     PostgreSQL refuses to run as root, and an unprivileged user cannot reach a checkout in root's home. So under root the
-    place is one of its own, and `postgres` in the folder links to it.
+    place is one of its own, and `postgres` in the folder links to it. It has a new name each time it is made: what a
+    deleted checkout left behind is never taken for this one's.
     """
     link = folder / "postgres"
     if os.getuid() != 0:
@@ -97,18 +99,14 @@ def make_home(folder: Folder) -> tuple[Path, pwd.struct_passwd | None]:
         return link, None
     if link.is_dir() and not link.is_symlink():  # an ordinary user's: it stays theirs
         return link, pwd.getpwuid(link.stat().st_uid)
-    home = root_home(folder)
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(tempfile.mkdtemp(prefix="nexus-", dir="/var/lib"))
+    home = link.readlink()
+    home.mkdir(mode=0o700, exist_ok=True)
     names = {entry.pw_name for entry in pwd.getpwall()}
     user = pwd.getpwnam("postgres" if "postgres" in names else "nobody")
     os.chown(home, user.pw_uid, user.pw_gid)
-    link.unlink(missing_ok=True)
-    link.symlink_to(home)
     return home, user
-
-
-def root_home(folder: Folder) -> Path:
-    return Path("/var/lib") / folder.name
 
 
 def find_binaries(home: Path, user: pwd.struct_passwd | None, say: Callable[[str], None]) -> tuple[Path, str, str]:

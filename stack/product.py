@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from stack import rabbitmq
 from stack.program import Program, http_ok
 
-# What Flower needs beyond its address; for all of them see https://flower.readthedocs.io/en/latest/config.html
-FLOWER_OPTIONS: dict[str, str] = {}
-
 
 def programs(env: Mapping[str, str]) -> list[Program]:
     """Web, worker, periodic, beat and Flower, for this environment."""
@@ -36,9 +33,8 @@ def programs(env: Mapping[str, str]) -> list[Program]:
         Program("beat", [*celery, "beat", "--loglevel", "INFO", "--pidfile="], stop_seconds=5),
         Program(
             name="flower",
-            command=[*celery, "flower", "--address=127.0.0.1", f"--port={flower_port}"],
+            command=[*celery, "flower", "--conf=core/flower_config.py", "--address=127.0.0.1", f"--port={flower_port}"],
             answers=lambda: http_ok("127.0.0.1", flower_port, "/healthcheck"),
-            env=FLOWER_OPTIONS,
         ),
     ]
 

@@ -214,8 +214,8 @@ class Stack:
         names = ["postgres", "rabbitmq", "log", "state.json", "dev.json"]
         paths = [self.folder / name for name in names]
         paths += self.folder.path.glob("supervisord.*")
-        if (self.folder / "postgres").is_symlink():
-            paths.append(postgres.root_home(self.folder))
+        if (self.folder / "postgres").is_symlink():  # see postgres.make_home
+            paths.append((self.folder / "postgres").readlink())
         removed = [path for path in paths if path.is_symlink() or path.exists()]
         for path in removed:
             if path.is_dir() and not path.is_symlink():
