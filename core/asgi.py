@@ -1,10 +1,13 @@
 """The door on the web port: liveness, then the hot routes, then Django for everything else."""
 
 import os
+import warnings
 
 from django.core.asgi import get_asgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "core.settings")
+# WhiteNoise answers with files, read in threads; they are small.
+warnings.filterwarnings("ignore", message="StreamingHttpResponse must consume synchronous iterators")
 django_application = get_asgi_application()  # also loads the settings and models that the hot routes share
 
 from core import health  # noqa: E402

@@ -1,7 +1,10 @@
 """Every setting of the product, and the only reader of the environment. The defaults are for development."""
 
+import logging
+import re
 from datetime import timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import environ
 from django.core.exceptions import ImproperlyConfigured
@@ -9,21 +12,51 @@ from django.core.exceptions import ImproperlyConfigured
 BASE_DIR = Path(__file__).resolve().parent.parent
 
 env = environ.Env()
-env.read_env(BASE_DIR / ".env")  # what is in the environment already wins
+if (BASE_DIR / ".env").exists():
+    env.read_env(BASE_DIR / ".env")  # what is in the environment already wins
 
 
-def at_least(name: str, *, default: float, minimum: float) -> float:
-    """Read a number from the environment; raises ImproperlyConfigured when it is none or too small."""
-    value: float = env.float(name, default=default)
-    if not value >= minimum:  # also refuses NaN
-        raise ImproperlyConfigured(f"{name} is {value:g}; it must be at least {minimum:g}.")
+# The readers below raise ImproperlyConfigured, with a sentence, where django-environ would guess: to it "1e3" is 13,
+# "2 minutes" is 2, and DEBUG=yess is False.
+
+
+def switch(name: str, *, default: bool) -> bool:
+    """Read true or false."""
+    text = env.str(name, default=str(default)).strip().lower()
+    if text not in ("true", "yes", "on", "1", "false", "no", "off", "0"):
+        raise ImproperlyConfigured(f"{name} is {text!r}; it must be true or false.")
+    return text in ("true", "yes", "on", "1")
+
+
+def number(name: str, *, default: float, minimum: float, maximum: float) -> float:
+    """Read a number."""
+    text = env.str(name, default=str(default))
+    try:
+        value = float(text)
+    except ValueError:
+        raise ImproperlyConfigured(f"{name} is {text!r}; it must be a number.") from None
+    if not minimum <= value <= maximum:  # also refuses NaN
+        raise ImproperlyConfigured(f"{name} is {text}; it must be from {minimum} to {maximum}.")
     return value
+
+
+def whole(name: str, *, default: int, minimum: int, maximum: int) -> int:
+    """Read a whole number."""
+    value = number(name, default=default, minimum=minimum, maximum=maximum)
+    if value != int(value):
+        raise ImproperlyConfigured(f"{name} is {value}; it must be a whole number.")
+    return int(value)
+
+
+def words(name: str, *, default: list[str]) -> list[str]:
+    """Read words that commas part; spaces around them are no part of them."""
+    return [word.strip() for word in env.list(name, default=default) if word.strip()]
 
 
 # --- What kind of installation this is -------------------------------------------------------------------------------
 
 # True shows error pages and allows the development secrets. Never on a machine that others reach.
-DEBUG = env.bool("DEBUG", default=True)
+DEBUG = switch("DEBUG", default=True)
 
 _DEVELOPMENT_SECRET = "development only: this value is in the repository, so it protects nothing"  # noqa: S105
 
@@ -43,14 +76,21 @@ SECRET_KEY = secret("SECRET_KEY", "signs sessions and access tokens")
 # Turns voters into voter keys and signs receipts. It must outlive every open poll: with another one, everybody could vote again.
 VOTER_SECRET = secret("VOTER_SECRET", "turns voters into voter keys")
 
-ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
-CSRF_TRUSTED_ORIGINS = env.list("CSRF_TRUSTED_ORIGINS", default=[])
+# The names by which others reach us, and the origins (with their scheme) whose pages may send forms to the admin.
+ALLOWED_HOSTS = words("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
+CSRF_TRUSTED_ORIGINS = words("CSRF_TRUSTED_ORIGINS", default=[])
 
 # --- Services --------------------------------------------------------------------------------------------------------
 
-DATABASES = {"default": env.db_url("DATABASE_URL", default="postgres://nexus@127.0.0.1:5432/nexus")}
-if DATABASES["default"]["ENGINE"] != "django.db.backends.postgresql":
-    raise ImproperlyConfigured("DATABASE_URL must start with postgres://: counting relies on PostgreSQL's own statements.")
+_database_url = env.str("DATABASE_URL", default="postgres://nexus@127.0.0.1:5432/nexus")
+try:
+    if not _database_url.startswith(("postgres://", "postgresql://")):
+        raise ValueError
+    DATABASES = {"default": env.db_url_config(_database_url)}
+except ValueError:  # its text may hold the password
+    raise ImproperlyConfigured(
+        "DATABASE_URL must read postgres://user:password@host:port/name: counting relies on PostgreSQL's own statements."
+    ) from None
 DATABASES["default"]["OPTIONS"] = {
     "connect_timeout": 2,  # seconds; libpq takes nothing shorter
     # No statement, lock or forgotten transaction may hold the counting of others for long (milliseconds).
@@ -60,10 +100,15 @@ DATABASES["default"]["OPTIONS"] = {
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # Shared throttling and caching only; the pipeline itself never needs it.
-CACHES = {"default": env.cache_url("CACHE_URL", default="locmemcache://")}
+try:
+    CACHES = {"default": env.cache_url("CACHE_URL", default="locmemcache://")}
+except ImproperlyConfigured:
+    raise ImproperlyConfigured("CACHE_URL must read redis://host:port/number, or locmemcache:// for one in each process.") from None
 
 # Goes before every queue's name, so that several installations can share one broker.
 QUEUE_PREFIX = env.str("QUEUE_PREFIX", default="")
+if not re.fullmatch(r"(?!amq\.)[A-Za-z0-9_.-]{0,100}", QUEUE_PREFIX):
+    raise ImproperlyConfigured("QUEUE_PREFIX takes up to 100 letters, digits, dots, - and _; amq. is RabbitMQ's own.")
 VOTES_QUEUE = QUEUE_PREFIX + "votes"
 DEAD_LETTER_QUEUE = QUEUE_PREFIX + "votes.dead"
 PERIODIC_QUEUE = QUEUE_PREFIX + "periodic"
@@ -71,39 +116,44 @@ PERIODIC_QUEUE = QUEUE_PREFIX + "periodic"
 # --- Taking and counting votes ---------------------------------------------------------------------------------------
 
 # Proxies of our own in front of the web processes. X-Forwarded-For is read that many places from the right; 0 ignores it.
-TRUSTED_PROXIES = int(at_least("TRUSTED_PROXIES", default=0, minimum=0))
+TRUSTED_PROXIES = whole("TRUSTED_PROXIES", default=0, minimum=0, maximum=20)
 
 # Votes that one message carries at most. Chosen: past 200 the cost per vote hardly falls, and a message stays under 64 KiB.
-BUNDLE_MAX_VOTES = int(at_least("BUNDLE_MAX_VOTES", default=200, minimum=1))
+BUNDLE_MAX_VOTES = whole("BUNDLE_MAX_VOTES", default=200, minimum=1, maximum=10_000)
 
 # How long a bundle may wait for the broker's confirm, and then for the outbox's commit. Together under the 4 s that a client waits at most.
-CONFIRM_SECONDS = at_least("CONFIRM_SECONDS", default=2, minimum=0.1)
-OUTBOX_SECONDS = at_least("OUTBOX_SECONDS", default=1.2, minimum=0.1)
-if CONFIRM_SECONDS + OUTBOX_SECONDS > 3.4:
+CONFIRM_SECONDS = number("CONFIRM_SECONDS", default=2, minimum=0.1, maximum=3.3)
+OUTBOX_SECONDS = number("OUTBOX_SECONDS", default=1.2, minimum=0.1, maximum=3.3)
+if round(CONFIRM_SECONDS + OUTBOX_SECONDS, 3) > 3.4:
     raise ImproperlyConfigured("CONFIRM_SECONDS + OUTBOX_SECONDS must stay within 3.4 s: a client gets its answer within 4 s.")
 
 # Votes that one web process holds unanswered at most; more are refused with 503.
-MAX_WAITING_VOTES = int(at_least("MAX_WAITING_VOTES", default=5000, minimum=1))
+MAX_WAITING_VOTES = whole("MAX_WAITING_VOTES", default=5000, minimum=1, maximum=1_000_000)
 
 # How old a poll may be in a web process's memory (seconds). An edit is in force everywhere after this time.
-POLL_SNAPSHOT_SECONDS = at_least("POLL_SNAPSHOT_SECONDS", default=1, minimum=0)
+POLL_SNAPSHOT_SECONDS = number("POLL_SNAPSHOT_SECONDS", default=1, minimum=0, maximum=60)
 
 # How old results may be when they are read (seconds): at most one query per poll, process and this time.
-RESULTS_CACHE_SECONDS = at_least("RESULTS_CACHE_SECONDS", default=0.25, minimum=0)
+RESULTS_CACHE_SECONDS = number("RESULTS_CACHE_SECONDS", default=0.25, minimum=0, maximum=60)
 
-# How long a worker waits for PostgreSQL before it gives a bundle back to the queue (seconds). RabbitMQ closes channels after 30 minutes.
-DATABASE_PATIENCE_SECONDS = at_least("DATABASE_PATIENCE_SECONDS", default=600, minimum=1)
-if DATABASE_PATIENCE_SECONDS > 840:
-    raise ImproperlyConfigured("DATABASE_PATIENCE_SECONDS must stay within 840 s: the task's own limit is 900 s.")
+# How long a worker waits for PostgreSQL before it gives a bundle back to the queue (seconds). RabbitMQ closes channels after 30 minutes,
+# and CELERY_TASK_TIME_LIMIT ends the task after 15.
+DATABASE_PATIENCE_SECONDS = number("DATABASE_PATIENCE_SECONDS", default=600, minimum=1, maximum=840)
 
 # Outcomes of votes that do not stand are deleted this long after their poll closed.
-OUTCOMES_KEEP_DAYS = at_least("OUTCOMES_KEEP_DAYS", default=90, minimum=1)
+OUTCOMES_KEEP_DAYS = number("OUTCOMES_KEEP_DAYS", default=90, minimum=1, maximum=36_500)
 
 # --- Celery (the namespace CELERY_ is Celery's own) ------------------------------------------------------------------
 
 CELERY_BROKER_URL = env.str("CELERY_BROKER_URL", default="amqp://guest:guest@127.0.0.1:5672//")
-if not CELERY_BROKER_URL.startswith(("amqp://", "amqps://")):
-    raise ImproperlyConfigured("CELERY_BROKER_URL must start with amqp:// or amqps://: only RabbitMQ keeps the promise of the 202.")
+try:
+    for _url in map(urlsplit, CELERY_BROKER_URL.split(";")):  # several are tried in turn
+        if _url.scheme not in ("amqp", "amqps") or _url.port == 0:
+            raise ValueError
+except ValueError:  # its text may hold the password
+    raise ImproperlyConfigured(
+        "CELERY_BROKER_URL must read amqp://user:password@host:port/vhost (or amqps://): only RabbitMQ keeps the promise of the 202."
+    ) from None
 
 # A worker acknowledges after the commit; what fails goes to votes.dead; what was interrupted is delivered again.
 CELERY_TASK_ACKS_LATE = True
@@ -199,8 +249,8 @@ DATA_UPLOAD_MAX_MEMORY_SIZE = 1_000_000  # bytes; polls with 100 long options st
 
 # TLS ends at a proxy of ours; it must set this header itself.
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if TRUSTED_PROXIES else None
-SECURE_SSL_REDIRECT = env.bool("SECURE_SSL_REDIRECT", default=not DEBUG)
-SECURE_HSTS_SECONDS = int(at_least("SECURE_HSTS_SECONDS", default=0 if DEBUG else 31_536_000, minimum=0))
+SECURE_SSL_REDIRECT = switch("SECURE_SSL_REDIRECT", default=not DEBUG)
+SECURE_HSTS_SECONDS = whole("SECURE_HSTS_SECONDS", default=0 if DEBUG else 31_536_000, minimum=0, maximum=315_360_000)
 SECURE_HSTS_INCLUDE_SUBDOMAINS = not DEBUG
 SECURE_HSTS_PRELOAD = not DEBUG
 SESSION_COOKIE_SECURE = not DEBUG
@@ -222,21 +272,35 @@ SIMPLE_JWT = {
 }
 SPECTACULAR_SETTINGS = {
     "TITLE": "Nexus",
+    "DESCRIPTION": (
+        "Cast a vote, and read what became of it and of the poll. A `202` is a promise: the vote can't be lost, and counts "
+        "exactly once.\n\nEvery refusal is `application/problem+json` (RFC 9457) with a stable `type`. "
+        "Moments are UTC; ids are strings; paths work with and without a slash at the end."
+    ),
+    "TAGS": [
+        {"name": "votes", "description": "Cast a vote; read its receipt."},
+        {"name": "results", "description": "The tallies of a poll."},
+        {"name": "polls", "description": "Make and change polls."},
+        {"name": "auth", "description": "Sign in as the owner of polls."},
+    ],
     "VERSION": "1",
     "OAS_VERSION": "3.1.1",
     "SERVE_INCLUDE_SCHEMA": False,
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "SWAGGER_UI_SETTINGS": {"deepLinking": True, "validatorUrl": "none", "displayRequestDuration": True},
     "REDOC_DIST": "SIDECAR",
     "COMPONENT_SPLIT_REQUEST": True,
     "POSTPROCESSING_HOOKS": [
         "drf_spectacular.hooks.postprocess_schema_enums",
-        "polls.api.schema.add_hot_routes",
+        "polls.api.schema.complete",
     ],
 }
 
 # One line per event on standard output. No address, voter or choice is ever logged.
-LOG_LEVEL = env.str("LOG_LEVEL", default="INFO")
+LOG_LEVEL = env.str("LOG_LEVEL", default="INFO").upper()
+if LOG_LEVEL not in logging.getLevelNamesMapping():
+    raise ImproperlyConfigured(f"LOG_LEVEL is {LOG_LEVEL!r}; it must be DEBUG, INFO, WARNING, ERROR or CRITICAL.")
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,

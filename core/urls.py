@@ -8,6 +8,7 @@ from polls.api import errors
 
 urlpatterns = [
     path("", RedirectView.as_view(url="/api/docs")),
+    path("favicon.ico", RedirectView.as_view(url="/static/polls/favicon.svg")),
     path("admin/", admin.site.urls),
     path("", include("polls.api.urls")),
 ]

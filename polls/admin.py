@@ -3,16 +3,18 @@
 from typing import Any
 
 from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
 from django.db import models
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import URLPattern, path
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
 from django.utils.timezone import now
-from kombu.exceptions import KombuError, OperationalError
 
-from polls import deadletters, voters
-from polls.models import ApiClient, DeadLetterDesk, Option, Poll, Tally
+from polls import deadletters, results, voters
+from polls.models import ApiClient, DeadLetterDesk, Poll, Tally
 
 admin.site.site_header = admin.site.site_title = "Nexus"
 admin.site.index_title = "Operator's desk"
@@ -21,7 +23,7 @@ admin.site.index_title = "Operator's desk"
 class ReadOnly:
     """Looked at, not changed: what changes these rows must go through the domain."""
 
-    def has_add_permission(self, request: HttpRequest, obj: models.Model | None = None) -> bool:
+    def has_add_permission(self, request: HttpRequest) -> bool:
         return False
 
     def has_change_permission(self, request: HttpRequest, obj: models.Model | None = None) -> bool:
@@ -31,27 +33,65 @@ class ReadOnly:
         return False
 
 
-class OptionsInline(ReadOnly, admin.TabularInline):
-    model = Option
-    fields = ["position", "text", "id"]
+class ByStatus(admin.SimpleListFilter):
+    title = parameter_name = "status"
 
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [(status, status) for status in ("scheduled", "open", "closed")]
 
-class TalliesInline(ReadOnly, admin.TabularInline):
-    model = Tally
-    fields = ["selection", "votes", "revision"]
+    def queryset(self, request: HttpRequest, polls: QuerySet[Poll]) -> QuerySet[Poll]:
+        at = now()
+        match self.value():
+            case "scheduled":
+                return polls.filter(opens_at__gt=at)
+            case "open":
+                return polls.filter(opens_at__lte=at, closes_at__gt=at)
+            case "closed":
+                return polls.filter(closes_at__lte=at)
+        return polls
 
 
 @admin.register(Poll)
 class PollAdmin(admin.ModelAdmin):
     """Words may be mended here. Times, options and voters change through the API, which knows when they may."""
 
-    list_display = ["title", "owner", "status", "voter_policy", "opens_at", "closes_at"]
-    list_filter = ["voter_policy", "closed_at"]
-    search_fields = ["title", "id", "owner__username"]
+    list_display = ["title", "owner", "status", "voters", "opens_at", "closes_at"]
+    list_filter = [ByStatus, "voter_policy"]
     list_select_related = ["owner"]
-    readonly_fields = ["id", "owner", "status", "voter_policy", "allow_change", "opens_at", "closes_at", "opened_at", "closed_at"]
+    ordering = ["-created_at"]
+    search_fields = ["title", "id", "owner__username"]
+    readonly_fields = [
+        "results",
+        "id",
+        "owner",
+        "status",
+        "voter_policy",
+        "allow_change",
+        "opens_at",
+        "closes_at",
+        "opened_at",
+        "closed_at",
+    ]
     fields = ["title", "description", *readonly_fields]
-    inlines = [OptionsInline, TalliesInline]
+
+    @admin.display(ordering="voter_policy")
+    def voters(self, poll: Poll) -> str:
+        return poll.voter_policy
+
+    @admin.display
+    def results(self, poll: Poll) -> SafeString:
+        """The poll's tallies as the API shows them."""
+        read = results.read_results(poll.pk, at=now())
+        options = read["options"] if read else []
+        rows = [(option["position"], option["text"], option["votes"], f"{option['share']:.1%}", option["id"]) for option in options]
+        return format_html(
+            "<table><tr><th>Position</th><th>Option</th><th>Votes</th><th>Share</th><th>Id</th></tr>{}</table>",
+            format_html_join("", "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>", rows),
+        )
+
+    def save_model(self, request: HttpRequest, poll: Poll, form: Any, change: bool) -> None:
+        # Not the whole row: the API or the clock may have changed the rest of it meanwhile.
+        poll.save(update_fields=["title", "description"])
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -62,15 +102,26 @@ class PollAdmin(admin.ModelAdmin):
 
 @admin.register(Tally)
 class TallyAdmin(ReadOnly, admin.ModelAdmin):
-    list_display = ["poll", "selection", "votes", "revision"]
-    list_select_related = ["poll"]
+    list_display = ["poll", "chosen", "votes", "revision"]
+    list_display_links = None
+    ordering = ["-poll__created_at", "poll_id", "-votes"]
     search_fields = ["poll__title", "poll__id"]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Tally]:
+        return super().get_queryset(request).select_related("poll").prefetch_related("poll__options")
+
+    @admin.display
+    def chosen(self, tally: Tally) -> str:
+        texts = {option.pk: option.text for option in tally.poll.options.all()}
+        return ", ".join(texts.get(option, str(option)) for option in tally.selection)
 
 
 @admin.register(ApiClient)
 class ApiClientAdmin(admin.ModelAdmin):
     list_display = ["name", "prefix", "owner", "created_at", "revoked_at"]
     list_select_related = ["owner"]
+    ordering = ["-created_at"]
+    search_fields = ["name", "prefix", "owner__username"]
     fields = ["name", "owner"]
     actions = ["revoke"]
 
@@ -84,7 +135,7 @@ class ApiClientAdmin(admin.ModelAdmin):
     @admin.action(description="Revoke the keys of the selected clients")
     def revoke(self, request: HttpRequest, clients: QuerySet[ApiClient]) -> None:
         revoked = clients.filter(revoked_at=None).update(revoked_at=now())
-        messages.success(request, f"{revoked} keys revoked; every web process knows within two seconds.")
+        messages.success(request, f"Keys revoked: {revoked}. Every web process knows within two seconds.")
 
 
 @admin.register(DeadLetterDesk)
@@ -92,29 +143,28 @@ class DeadLetterAdmin(ReadOnly, admin.ModelAdmin):
     """A page on a queue instead of a table: `votes.dead`, with the button to replay it."""
 
     def get_urls(self) -> list[URLPattern]:
-        replay = path("replay", self.admin_site.admin_view(self.replay_view), name="polls_deadletterdesk_replay")
-        return [replay, *super().get_urls()]
+        wrap = self.admin_site.admin_view
+        return [
+            path("", wrap(self.show), name="polls_deadletterdesk_changelist"),
+            path("replay", wrap(self.replay), name="polls_deadletterdesk_replay"),
+        ]
 
-    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
-        letters, total, broker_answers = [], 0, True
+    def show(self, request: HttpRequest) -> HttpResponse:
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        context = {**self.admin_site.each_context(request), "title": "Dead letters", "opts": self.model._meta}
         try:
-            total, letters = deadletters.count(), deadletters.peek()
-        except (KombuError, OperationalError, OSError):
-            broker_answers = False
-        context = {
-            **self.admin_site.each_context(request),
-            "title": "Dead letters",
-            "opts": self.model._meta,
-            "letters": letters,
-            "total": total,
-            "broker_answers": broker_answers,
-        }
+            context |= {"total": deadletters.count(), "letters": deadletters.peek()}
+        except deadletters.UnreachableError as exc:
+            context["unreachable"] = str(exc)
         return render(request, "polls/dead_letters.html", context)
 
-    def replay_view(self, request: HttpRequest) -> HttpResponse:
-        if request.method == "POST" and request.user.is_superuser:
+    def replay(self, request: HttpRequest) -> HttpResponse:
+        if not request.user.is_superuser:
+            raise PermissionDenied
+        if request.method == "POST":
             try:
-                messages.success(request, f"{deadletters.replay()} dead letters replayed. What still can't be counted comes back.")
-            except (KombuError, OperationalError, OSError):
-                messages.error(request, "The broker does not answer. Nothing is lost; try again.")
+                messages.success(request, f"Dead letters replayed: {deadletters.replay()}. What still can't be counted comes back.")
+            except deadletters.UnreachableError as exc:
+                messages.error(request, str(exc))
         return redirect("admin:polls_deadletterdesk_changelist")

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
 import msgspec
 from amqp.basic_message import Message
+from amqp.exceptions import AMQPError, NotFound
 from celery import current_app
 from django.conf import settings
 from kombu import Connection, Producer
+from kombu.exceptions import KombuError
 
 from polls import bundles
 
-# Seconds; for opening the connection and for each confirm.
+# Seconds; for opening the connection, for each of the broker's answers and for each confirm.
 PATIENCE_SECONDS = 5
 # Headers by which RabbitMQ follows a dead letter; with them a replayed message could look like one in a circle, and be dropped.
 _DEATH_HEADERS = {"x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason", "x-delivery-count"}
@@ -34,8 +37,12 @@ class DeadLetter:
     unreadable: int | None
 
 
+class UnreachableError(Exception):
+    """The dead letters can't be reached; the text is a sentence that says why. Nothing of theirs is lost."""
+
+
 def count() -> int:
-    """Return how many dead letters there are. Raises kombu.exceptions.OperationalError when the broker is away."""
+    """Return how many dead letters there are. Like all here, raises UnreachableError when the broker does not answer."""
     with _connection() as connection:
         return _depth(connection)
 
@@ -76,9 +83,16 @@ def replay(most: int | None = None) -> int:
         return replayed
 
 
-def _connection() -> Connection:
-    options = {"confirm_publish": True}
-    return current_app.connection_for_write(connect_timeout=PATIENCE_SECONDS, transport_options=options)
+@contextmanager
+def _connection() -> Iterator[Connection]:
+    options = {"confirm_publish": True, "max_retries": 1, "interval_start": 0, "read_timeout": PATIENCE_SECONDS}
+    try:
+        with current_app.connection_for_write(connect_timeout=PATIENCE_SECONDS, transport_options=options) as connection:
+            yield connection
+    except NotFound as exc:
+        raise UnreachableError(f"The broker has no queue {settings.DEAD_LETTER_QUEUE}; `manage.py setup` makes it.") from exc
+    except (AMQPError, KombuError, OSError) as exc:
+        raise UnreachableError("The broker does not answer. It keeps the dead letters; try again.") from exc
 
 
 def _depth(connection: Connection) -> int:

@@ -172,7 +172,10 @@ class Supervisor:
 
 def end_leftovers(folder: Folder) -> int:
     """End what a killed supervisor left behind; returns how many processes that were."""
-    pids = found = leftovers(folder)
+    ending_at = time.monotonic() + 1  # chosen: a supervisor that was asked to end needs a moment after its last answer
+    while (pids := leftovers(folder)) and time.monotonic() < ending_at:
+        time.sleep(0.05)
+    found = pids
     for number, seconds in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
         for pid in pids:
             with suppress(ProcessLookupError):

@@ -6,10 +6,18 @@ from typing import Any, ClassVar
 
 from celery.utils.log import get_task_logger
 from celery.worker.consumer import Consumer
+from celery.worker.request import Request
 from kombu import Connection
 from kombu.message import Message
 
 logger = get_task_logger(__name__)
+
+
+class QuietRequest(Request):
+    """A task on its way through a worker that shows `<37 votes>` to whoever asks (Flower, `celery inspect`), never the votes."""
+
+    def info(self, safe: bool = False) -> Any:
+        return super().info(safe=True)
 
 
 class KeepingConsumer(Consumer):

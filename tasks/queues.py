@@ -27,7 +27,7 @@ def declare() -> None:
     # Looking at dead letters takes and returns them; RabbitMQ 4 would drop them after 20 returns without a limit of our own.
     dead = _queue(settings.DEAD_LETTER_QUEUE, {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000})
     with current_app.connection_for_write(connect_timeout=5) as connection:
-        connection.ensure_connection(max_retries=3, interval_start=1)
+        connection.ensure_connection(max_retries=3, interval_start=1, interval_step=0)
         for queue in [dead, *consumed()]:
             queue.bind(connection.default_channel).declare()
 

@@ -1,12 +1,12 @@
 """The task that a bundle of votes starts."""
 
-from celery import shared_task
+from celery import Task, shared_task
 from celery.exceptions import Reject
 
 from polls import counting, patience
 
 
-@shared_task(name="votes.count")
+@shared_task(name="votes.count", base=Task, Request="tasks.consumer:QuietRequest")
 def count_bundle(bundle: list[object]) -> None:
     """Count the bundle. What it raises sends the message to the dead letters; its readable votes are counted all the same."""
     try:

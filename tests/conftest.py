@@ -29,8 +29,9 @@ from django.contrib.auth import get_user_model
 from django.db import connection
 from django.test.utils import setup_databases, teardown_databases
 from django.utils.timezone import now
+from kombu import Producer
 
-from polls import editing, voters
+from polls import bundles, editing, voters
 from polls.bundles import AcceptedVote
 from polls.models import ApiClient, Poll, Tally, Vote, VoteAside
 from tasks import queues
@@ -152,6 +153,52 @@ def wait_until(claim: Callable[[], Any], *, seconds: float = 20) -> None:
     while not claim():
         assert time.monotonic() < deadline, "it did not become true in time"
         time.sleep(0.05)
+
+
+# --- The broker -------------------------------------------------------------------------------------------------------
+
+
+def task_message(bundle: Any) -> tuple[dict[str, Any], bytes]:
+    """Headers and body of the message that starts `votes.count` on this bundle."""
+    task = current_app.amqp.as_task_v2(str(uuid4()), "votes.count", argsrepr="", kwargsrepr="")
+    return task.headers, json.dumps([[bundle], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]).encode()
+
+
+def bundle_of(*votes: AcceptedVote) -> tuple[dict[str, Any], bytes]:
+    return task_message(json.loads(bundles.write(list(votes))))
+
+
+@pytest.fixture
+def bury(broker: None) -> Iterator[Callable[[dict[str, Any], bytes], None]]:
+    """Puts a message among the dead letters, as RabbitMQ would after a hundred crashes of its worker."""
+    with current_app.connection_for_write(transport_options={"confirm_publish": True}) as connection:
+        channel = connection.default_channel
+        channel.queue_purge(settings.DEAD_LETTER_QUEUE)
+
+        def depth() -> int:
+            return channel.queue_declare(settings.DEAD_LETTER_QUEUE, passive=True).message_count
+
+        def bury(headers: dict[str, Any], body: bytes) -> None:
+            before = depth()
+            Producer(channel).publish(
+                body,
+                routing_key=settings.DEAD_LETTER_QUEUE,
+                headers={**headers, "x-death": [{"queue": settings.VOTES_QUEUE, "reason": "delivery_limit", "count": 1}]},
+                content_type="application/json",
+                content_encoding="utf-8",
+                message_id=headers.get("id"),
+                delivery_mode=2,
+            )
+            wait_until(lambda: depth() == before + 1)
+
+        yield bury
+        channel.queue_purge(settings.DEAD_LETTER_QUEUE)
+
+
+@pytest.fixture
+def broker_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody listens where this process looks for the broker."""
+    monkeypatch.setenv("CELERY_BROKER_WRITE_URL", f"amqp://guest:guest@127.0.0.1:{free_port()}//")
 
 
 # --- HTTP -------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 from celery import current_app
 from django.conf import settings
 from django.core.management import call_command
-from django.db import OperationalError, connection
+from django.db import OperationalError, connection, transaction
 from django.utils.timezone import now
 from kombu import Producer
 
@@ -27,6 +27,7 @@ from tests.conftest import (
     free_port,
     process,
     tallies,
+    task_message,
     vote_of,
     wait_until,
     web,
@@ -40,11 +41,6 @@ def queue(broker):
     """The broker's own door: puts anything on the queue of votes."""
     with current_app.connection_for_write() as connection:
         yield Producer(connection.default_channel)
-
-
-def task_message(bundle):
-    task = current_app.amqp.as_task_v2(str(uuid4()), "votes.count", argsrepr="", kwargsrepr="")
-    return task.headers, json.dumps([[bundle], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]).encode()
 
 
 def put(queue, body, headers=None, content_type="application/json", content_encoding="utf-8"):
@@ -153,6 +149,24 @@ def test_what_flower_and_the_broker_show_of_a_bundle_names_no_voter(api, poll, s
     assert message.headers["argsrepr"] == "<1 votes>"
     assert secret_voter not in str(message.headers) + str(message.body) + str(message.properties)
     assert message.properties["delivery_mode"] == 2
+
+
+def test_what_a_worker_tells_of_its_tasks_names_no_voter(api, make_poll):
+    """Flower asks workers what they are doing; Celery's own answer holds the arguments."""
+    poll = make_poll()
+    with transaction.atomic():
+        Poll.objects.select_for_update().get(pk=poll.pk)  # the counts wait for this
+        for voter in ("alice", "bob", "carol", "dave"):
+            assert api.cast(poll, voter).status == 202
+        told = {}
+        for _ in range(20):
+            inspect = current_app.control.inspect(timeout=0.5)
+            told = {**(inspect.active() or {}), **{f"{name} reserved": tasks for name, tasks in (inspect.reserved() or {}).items()}}
+            if sum(len(tasks) for tasks in told.values()) >= 4:
+                break
+    shown = {task["args"] for tasks in told.values() for task in tasks if task["name"] == "votes.count"}
+    assert shown == {"<1 votes>"}
+    wait_until(lambda: tallies(poll) == {"soup": 4})
 
 
 def test_a_vote_that_no_queue_takes_is_kept_in_the_outbox_before_the_202(api, poll, start_web):

@@ -1,11 +1,16 @@
 """The OpenAPI schema: what drf-spectacular can't see by itself, above all the hot routes."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from drf_spectacular.utils import extend_schema
 
 from polls import problems
 from polls.intake import MAX_BODY_BYTES, MAX_VOTER_LENGTH, RETRY_AFTER_SECONDS
-from polls.models import Outcome, Reason
+from polls.models import MAX_OPTIONS, Outcome, Reason
 from polls.problems import Problem
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _PROBLEM_REF = {"$ref": "#/components/schemas/Problem"}
 _PROBLEM = {
@@ -108,14 +113,20 @@ _SCHEMAS: dict[str, Any] = {
 }
 
 
-def problem_answers(*statuses: int) -> dict[tuple[int, str], dict[str, Any]]:
-    """Return the problem answers of these HTTP statuses, as `extend_schema(responses=...)` takes them."""
-    return {(status, problems.CONTENT_TYPE): _PROBLEM_REF for status in statuses}  # type: ignore[misc]
+def refuses(*refusals: Problem) -> Callable[[F], F]:
+    """Say which problems an operation of the REST framework can answer, besides those that every one can."""
+    return extend_schema(extensions={_REFUSALS: [problem.slug for problem in (*refusals, *_OF_EVERY_VIEW)]})
+
+
+# What every operation behind Django can answer: a method or a media type that it does not offer, a bug, a database that is away.
+_OF_EVERY_VIEW = (problems.WRONG_METHOD, problems.NOT_ACCEPTABLE, problems.SERVER_ERROR, problems.UNAVAILABLE)
+# Carries the slugs from `refuses` to `complete`, which takes it out.
+_REFUSALS = "x-refusals"
 
 
 def _answers(success: dict[str, Any], *refusals: Problem) -> dict[str, Any]:
     by_status: dict[str, list[Problem]] = {}
-    for problem in refusals:
+    for problem in sorted(refusals, key=lambda problem: problem.status):
         by_status.setdefault(str(problem.status), []).append(problem)
     for status, alternatives in by_status.items():
         examples = {
@@ -171,7 +182,18 @@ _PATHS: dict[str, Any] = {
                     {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[\\x21-\\x7e]+$"},
                 ),
             ],
-            "requestBody": {"required": True, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/CastRequest"}}}},
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "application/json": {
+                        "schema": {"$ref": "#/components/schemas/CastRequest"},
+                        "examples": {
+                            "ip": {"summary": "voter_policy ip", "value": {"option": "17"}},
+                            "client": {"summary": "voter_policy client", "value": {"option": "17", "voter": "your user 4711"}},
+                        },
+                    }
+                },
+            },
             "security": [{}, {"apiKey": []}],
             "responses": _answers(
                 {"202": _json("Accepted", "Accepted.", {"Location": "Where to read what became of the vote."})},
@@ -231,15 +253,31 @@ _PATHS: dict[str, Any] = {
 }
 
 
-def add_hot_routes(result: dict[str, Any], **_: Any) -> dict[str, Any]:
-    """Add to drf-spectacular's schema what polls/intake.py answers."""
-    result["paths"].update(_PATHS)
-    components = result.setdefault("components", {})
-    components.setdefault("schemas", {}).update(_SCHEMAS)
-    components.setdefault("securitySchemes", {})["apiKey"] = {
-        "type": "apiKey",
-        "in": "header",
-        "name": "Authorization",
-        "description": "`Api-Key <key>`",
+def complete(result: dict[str, Any], **_: Any) -> dict[str, Any]:
+    """Add to drf-spectacular's schema the problems, and what polls/intake.py answers."""
+    by_slug = {problem.slug: problem for problem in problems.ALL}
+    for operations in result["paths"].values():
+        for operation in operations.values():
+            _answers(operation["responses"], *(by_slug[slug] for slug in operation.pop(_REFUSALS)))
+    result["paths"] = {**_PATHS, **result["paths"]}
+    components = result["components"]
+    components["schemas"].update(_SCHEMAS)
+    components["securitySchemes"] = {
+        "apiKey": {
+            "type": "apiKey",
+            "in": "header",
+            "name": "Authorization",
+            "description": (
+                "An API client's key, for polls whose voter_policy is `client`: type `Api-Key <key>`. Operators make keys in the admin."
+            ),
+        },
+        "jwtAuth": {
+            "type": "http",
+            "scheme": "bearer",
+            "bearerFormat": "JWT",
+            "description": "The `access` token of `POST /api/v1/auth/token`, for changing polls.",
+        },
     }
+    for schema in ("NewPollRequest", "PatchedPollRequest", "Poll"):
+        components["schemas"][schema]["properties"]["options"].update(minItems=2, maxItems=MAX_OPTIONS)
     return result

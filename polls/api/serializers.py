@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from polls.models import MAX_OPTIONS, Option, Poll
@@ -20,6 +21,8 @@ class StrictSerializer(serializers.Serializer[Any]):
 
 
 class OptionSerializer(StrictSerializer, serializers.ModelSerializer[Option]):
+    """An option as the API shows it and as a change is sent."""
+
     id = serializers.CharField(
         required=False, help_text="Unique over all polls. In a change: the option to keep; leave it out for a new one."
     )
@@ -32,6 +35,8 @@ class OptionSerializer(StrictSerializer, serializers.ModelSerializer[Option]):
 
 
 class NewOptionSerializer(StrictSerializer):
+    """An option as it is created."""
+
     text = serializers.CharField(max_length=200)
 
 
@@ -65,6 +70,13 @@ class PollSerializer(StrictSerializer, serializers.ModelSerializer[Poll]):
             "opens_at": {"help_text": "Default: now."},
         }
 
+    @extend_schema_field(
+        {
+            "type": "object",
+            "required": ["self", "votes", "results"],
+            "properties": {name: {"type": "string"} for name in ("self", "votes", "results")},
+        }
+    )
     def get_links(self, poll: Poll) -> dict[str, str]:
         path = f"/api/v1/polls/{poll.pk}"
         return {"self": path, "votes": f"{path}/votes", "results": f"{path}/results"}

@@ -4,7 +4,6 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management import BaseCommand, CommandError
-from kombu.exceptions import KombuError, OperationalError
 
 from polls import deadletters
 
@@ -17,6 +16,8 @@ class Command(BaseCommand):
         parser.add_argument("--most", type=int, help="replay at most this many, oldest first")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        if options["most"] is not None and options["most"] < 1:
+            raise CommandError("--most takes a number from 1.")
         try:
             if options["dry_run"]:
                 letters = deadletters.peek(options["most"] or 1000)
@@ -28,5 +29,5 @@ class Command(BaseCommand):
                 self.stdout.write(f"{len(letters)} dead letters")
             else:
                 self.stdout.write(f"{deadletters.replay(options['most'])} dead letters replayed")
-        except (KombuError, OperationalError, OSError) as exc:
-            raise CommandError(f"The broker does not answer ({type(exc).__name__}): nothing is lost, try again.") from exc
+        except deadletters.UnreachableError as exc:
+            raise CommandError(str(exc)) from exc

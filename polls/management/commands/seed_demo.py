@@ -3,10 +3,10 @@
 import json
 import sys
 from datetime import timedelta
-from typing import Any
+from typing import Any, TextIO
 
 from django.contrib.auth import get_user_model
-from django.core.management import BaseCommand
+from django.core.management import BaseCommand, CommandError
 from django.utils.timezone import now
 
 from polls import editing, voters
@@ -22,7 +22,7 @@ class Command(BaseCommand):
     )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        wanted = json.load(sys.stdin)
+        wanted = read(sys.stdin)
         admin, _ = get_user_model().objects.get_or_create(username=wanted["admin_user"], defaults={"is_staff": True, "is_superuser": True})
         admin.set_password(wanted["admin_password"])
         admin.save()
@@ -37,3 +37,18 @@ class Command(BaseCommand):
             fields = {"title": TITLE, "voter_policy": "ip", "closes_at": closes_at, "options": choices}
             poll = editing.create_poll(admin, fields, at=now())
         self.stdout.write(json.dumps({"poll_id": str(poll.pk)}))
+
+
+def read(source: TextIO) -> dict[str, str]:
+    """Return what is wanted. Raises CommandError, without repeating the secrets in it."""
+    try:
+        wanted = json.load(source)
+    except ValueError:
+        raise CommandError("Standard input is no JSON.") from None
+    names = ("admin_user", "admin_password", "client_key")
+    if not isinstance(wanted, dict) or not all(isinstance(wanted.get(name), str) and wanted[name] for name in names):
+        raise CommandError(f"Standard input must be a JSON object with the texts {', '.join(names)}.")
+    prefix = voters.key_prefix(wanted["client_key"])
+    if prefix is None or len(prefix) > 16:
+        raise CommandError("client_key must read nxs_<8 letters or digits>_<secret>, without another underscore.")
+    return wanted

@@ -1,0 +1,215 @@
+"""The API's description: complete, valid, and shown without the internet."""
+
+import ast
+import inspect
+import json
+import re
+from html.parser import HTMLParser
+from urllib.parse import urljoin, urlsplit
+from urllib.request import urlopen
+
+import pytest
+import yaml
+from django.core.management import call_command
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from polls import intake, problems
+from polls.api import urls
+from tests.conftest import Api
+
+# The hot routes, and the methods of polls.intake.Intake that answer them.
+HOT = {
+    "/api/v1/polls/{poll_id}/votes": "_cast",
+    "/api/v1/polls/{poll_id}/results": "_show_results",
+    "/api/v1/votes/{receipt}": "_show_receipt",
+}
+
+
+@pytest.fixture(scope="session")
+def anonymous(pipeline):
+    return Api(pipeline, {})
+
+
+@pytest.fixture(scope="session")
+def schema(anonymous):
+    """The schema as a client gets it."""
+    return anonymous.get("/api/schema?format=json").json
+
+
+def operations(schema):
+    """[(path, method, operation)]"""
+    return [(path, method, operation) for path, methods in schema["paths"].items() for method, operation in methods.items()]
+
+
+def problems_of(operation):
+    """The slugs of the problems that the schema shows for it."""
+    return {
+        slug
+        for answer in operation["responses"].values()
+        for slug in answer.get("content", {}).get(problems.CONTENT_TYPE, {}).get("examples", {})
+    }
+
+
+def test_it_builds_without_a_warning(tmp_path):
+    call_command("spectacular", "--validate", "--fail-on-warn", "--file", str(tmp_path / "schema.yaml"))
+
+
+def test_it_is_valid_openapi_3_1(schema):
+    assert schema["openapi"].startswith("3.1.")
+    OpenAPIV31SpecValidator(schema).validate()
+    assert "nullable" not in json.dumps(schema)  # a word of 3.0
+
+
+def test_it_holds_every_address_of_the_api_and_no_other(schema):
+    of_django = {
+        "/" + re.sub(r"<\w+:(\w+)>", r"{\1}", str(url.pattern)) for url in urls.urlpatterns if str(url.pattern).startswith("api/v1/")
+    }
+    assert len(of_django) == 4
+    assert set(schema["paths"]) == of_django | set(HOT)
+
+
+def test_every_operation_is_named_described_and_sorted(schema):
+    found = operations(schema)
+    assert len({operation["operationId"] for _, _, operation in found}) == len(found)
+    tags = [tag["name"] for tag in schema["tags"]]
+    for path, method, operation in found:
+        assert operation["summary"], (path, method)
+        assert set(operation["tags"]) <= set(tags), (path, method)
+        for status, answer in operation["responses"].items():
+            assert answer["description"], (path, method, status)
+
+
+def test_every_operation_says_who_may(schema):
+    declared = schema["components"]["securitySchemes"]
+    open_to_all = {"token_obtain", "token_refresh"}
+    for _, _, operation in operations(schema):
+        assert "security" in operation or operation["operationId"] in open_to_all
+        assert {name for choice in operation.get("security", []) for name in choice} <= set(declared)
+
+
+# --- Problems ---------------------------------------------------------------------------------------------------------
+
+
+def what_intake_raises(door):
+    """The slugs of the problems that the source of polls/intake.py raises on the way of a request through this door."""
+    functions = {
+        node.name: node
+        for node in ast.walk(ast.parse(inspect.getsource(intake)))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    slugs, seen, ahead = set(), set(), [door, "__call__"]
+    while ahead:
+        name = ahead.pop()
+        if name in seen or name not in functions or (name in HOT.values() and name != door):
+            continue
+        seen.add(name)
+        for node in ast.walk(functions[name]):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "problems":
+                problem = getattr(problems, node.attr)
+                slugs |= {problem.slug} if isinstance(problem, problems.Problem) else set()
+            elif isinstance(node, ast.Call):
+                called = node.func
+                ahead.append(called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", ""))
+    return slugs
+
+
+@pytest.mark.parametrize("path", HOT)
+def test_a_hot_route_shows_exactly_the_problems_that_its_source_raises(schema, path):
+    [operation] = schema["paths"][path].values()
+    raised = what_intake_raises(HOT[path])
+
+    assert len(raised) >= 4
+    assert problems_of(operation) == raised
+
+
+def test_every_problem_is_shown_somewhere_with_its_status(schema):
+    known, shown = {problem.slug: problem for problem in problems.ALL}, set()
+    for path, method, operation in operations(schema):
+        shown |= problems_of(operation)
+        for status, answer in operation["responses"].items():
+            for slug, example in answer.get("content", {}).get(problems.CONTENT_TYPE, {}).get("examples", {}).items():
+                assert status == str(known[slug].status), (path, method, slug)
+                assert example["value"]["type"] == known[slug].type
+    assert set(known) - shown == {"too-many-requests"}  # for throttles, of which there is none yet
+    assert schema["components"]["schemas"]["Problem"]["properties"]["type"]["enum"] == [problem.type for problem in problems.ALL]
+
+
+def test_what_the_api_answered_wrong_requests_is_in_the_schema(schema, anonymous, owners_api, poll):
+    """One request per kind of refusal; the parametrised ones of the other files are its long form."""
+    one, votes = f"/api/v1/polls/{poll.pk}", f"/api/v1/polls/{poll.pk}/votes"
+    asked = [
+        ("/api/v1/polls", "get", anonymous.get("/api/v1/polls?cursor=x")),
+        ("/api/v1/polls", "get", anonymous.get("/api/v1/polls", authorization="Bearer x")),
+        ("/api/v1/polls", "get", anonymous.get("/api/v1/polls", accept="text/csv")),
+        ("/api/v1/polls", "post", owners_api.post("/api/v1/polls", b"{")),
+        ("/api/v1/polls", "post", owners_api.post("/api/v1/polls", {})),
+        ("/api/v1/polls", "post", anonymous.post("/api/v1/polls", {})),
+        ("/api/v1/polls", "post", owners_api.post("/api/v1/polls", b"a=b", content_type="text/plain")),
+        ("/api/v1/polls/{poll_id}", "patch", owners_api.patch(one, {"voter_policy": "ip"})),
+        ("/api/v1/polls/{poll_id}", "delete", owners_api.send("DELETE", one)),
+        ("/api/v1/auth/token", "post", anonymous.post("/api/v1/auth/token", {"username": "olga", "password": "guess"})),
+        ("/api/v1/auth/token", "post", anonymous.post("/api/v1/auth/token", b"[")),
+        ("/api/v1/auth/token/refresh", "post", anonymous.post("/api/v1/auth/token/refresh", {"refresh": "x"})),
+        ("/api/v1/auth/token/refresh", "post", anonymous.post("/api/v1/auth/token/refresh", {})),
+        ("/api/v1/polls/{poll_id}/votes", "post", anonymous.post(votes, {"option": "1", "voter": "alice"})),
+    ]
+    for path, method, answer in asked:
+        slug = answer.json["type"].rpartition("/")[2]
+        assert slug in problems_of(schema["paths"][path][method]), (path, method, slug)
+
+
+# --- Over HTTP --------------------------------------------------------------------------------------------------------
+
+
+class Sources(HTMLParser):
+    """What a page loads: the addresses of its scripts, styles, images and frames."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        if tag in ("script", "img", "iframe", "source", "embed") and given.get("src"):
+            self.found.append(given["src"])
+        if tag == "link" and given.get("href"):
+            self.found.append(given["href"])
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+@pytest.mark.parametrize("query", ["", "?format=json", "?format=yaml"])
+def test_the_schema_answers_in_yaml_and_json(anonymous, slash, query, schema):
+    answer = anonymous.get(f"/api/schema{slash}{query}")
+
+    assert answer.status == 200
+    assert yaml.safe_load(answer.text) == schema  # JSON is YAML
+    assert ("json" in answer.headers["content-type"]) == ("json" in query)
+
+
+@pytest.mark.parametrize("path", ["/api/docs", "/api/docs/", "/api/redoc", "/api/redoc/", "/admin/login/", "/problems/poll-closed"])
+def test_a_page_loads_nothing_from_another_host(anonymous, path):
+    page = anonymous.get(path)
+    assert page.status == 200 and page.headers["content-type"].startswith("text/html")
+    sources = Sources()
+    sources.feed(page.text)
+
+    here = f"http://127.0.0.1:{anonymous.port}"
+    loaded = [urlsplit(urljoin(here + path, source)) for source in sources.found if not source.startswith("data:")]
+    assert loaded or path.startswith("/problems")
+    for address in loaded:
+        assert f"{address.scheme}://{address.netloc}" == here
+        with urlopen(address.geturl()) as answer:  # raises unless it is 200
+            text = answer.read().decode(errors="replace")
+        if address.path.endswith(".css"):
+            assert not re.search(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//", text)
+
+
+@pytest.mark.parametrize("path", ["/api/docs", "/api/redoc"])
+def test_a_browser_lets_the_scripts_of_the_documentation_load_nothing_from_elsewhere(anonymous, path):
+    """They would: a logo, a validator's badge, fonts."""
+    page = anonymous.get(path)
+
+    assert "/api/schema" in page.text
+    rules = dict(rule.split(maxsplit=1) for rule in page.headers["content-security-policy"].split("; "))
+    assert rules["default-src"] == "'self'"
+    assert {word for words in rules.values() for word in words.split()} == {"'self'", "'unsafe-inline'", "data:", "blob:"}

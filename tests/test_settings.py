@@ -1,0 +1,219 @@
+"""The settings: a wrong value stops the start with a sentence that names it, and .env.example tells of each."""
+
+import os
+import re
+import runpy
+import secrets
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import environ
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+
+from stack.stack import OWN
+from tests.conftest import ROOT
+
+PRODUCTION = {
+    "DEBUG": "false",
+    "SECRET_KEY": secrets.token_urlsafe(50),
+    "VOTER_SECRET": secrets.token_urlsafe(50),
+    "ALLOWED_HOSTS": "vote.example.org",
+    "DATABASE_URL": "postgres://nexus:secret@db.example.org:5432/nexus",
+    "CELERY_BROKER_URL": "amqps://nexus:secret@mq.example.org:5671//",
+}
+WHOLE_NUMBERS = ["TRUSTED_PROXIES", "BUNDLE_MAX_VOTES", "MAX_WAITING_VOTES", "SECURE_HSTS_SECONDS"]
+NUMBERS = [
+    *WHOLE_NUMBERS,
+    "CONFIRM_SECONDS",
+    "OUTBOX_SECONDS",
+    "POLL_SNAPSHOT_SECONDS",
+    "RESULTS_CACHE_SECONDS",
+    "DATABASE_PATIENCE_SECONDS",
+    "OUTCOMES_KEEP_DAYS",
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_env_file(monkeypatch):
+    """A developer's .env is no part of the tests."""
+    monkeypatch.setattr(environ.Env, "read_env", lambda *_: None)
+
+
+@pytest.fixture
+def load(monkeypatch):
+    def load(**environment):
+        """Run core/settings.py with this environment and nothing else; return what it sets."""
+        monkeypatch.setattr(environ.Env, "ENVIRON", environment)
+        return runpy.run_path(str(ROOT / "core/settings.py"))
+
+    return load
+
+
+def settings_read():
+    """The names that core/settings.py reads, by its source."""
+    source = (ROOT / "core/settings.py").read_text()
+    return re.findall(r'(?:env\.\w+|switch|number|whole|words|secret)\(\s*"(\w+)"', source)
+
+
+# --- Wrong values -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("text", ["", "many", "2 s", "-1", "nan", "inf", "-inf", "1e300", "1,5", "0x10"])
+def test_a_number_that_is_none_or_far_too_small_or_large(load, name, text):
+    with pytest.raises(ImproperlyConfigured, match=rf"^{name} is .*; it must be (a number|from \S+ to \S+)\.$"):
+        load(**{name: text})
+
+
+@pytest.mark.parametrize("name", WHOLE_NUMBERS)
+def test_half_of_what_is_counted_in_wholes(load, name):
+    with pytest.raises(ImproperlyConfigured, match=rf"^{name} is 2\.5; it must be a whole number\.$"):
+        load(**{name: "2.5"})
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [
+        ("TRUSTED_PROXIES", 0, 20),
+        ("BUNDLE_MAX_VOTES", 1, 10_000),
+        ("MAX_WAITING_VOTES", 1, 1_000_000),
+        ("POLL_SNAPSHOT_SECONDS", 0, 60),
+        ("RESULTS_CACHE_SECONDS", 0, 60),
+        ("DATABASE_PATIENCE_SECONDS", 1, 840),
+        ("OUTCOMES_KEEP_DAYS", 1, 36_500),
+    ],
+)
+def test_a_number_at_its_limits_and_just_past_them(load, name, least, most):
+    assert [load(**{name: str(value)})[name] for value in (least, most)] == [least, most]
+    for past in (least - 0.001, most + 0.001):
+        with pytest.raises(ImproperlyConfigured, match=rf"^{name} is "):
+            load(**{name: str(past)})
+
+
+def test_two_waits_that_together_keep_a_client_waiting(load):
+    assert load(CONFIRM_SECONDS="2.2", OUTBOX_SECONDS="1.2")["CONFIRM_SECONDS"] == 2.2
+    with pytest.raises(ImproperlyConfigured, match=r"CONFIRM_SECONDS \+ OUTBOX_SECONDS must stay within 3\.4 s"):
+        load(CONFIRM_SECONDS="2.3", OUTBOX_SECONDS="1.2")
+
+
+@pytest.mark.parametrize("name", ["DEBUG", "SECURE_SSL_REDIRECT"])
+@pytest.mark.parametrize("text", ["", "yess", "2", "none"])
+def test_a_switch_that_is_neither_on_nor_off(load, name, text):
+    with pytest.raises(ImproperlyConfigured, match=rf"^{name} is '{text}'; it must be true or false\.$"):
+        load(**{name: text})
+
+
+@pytest.mark.parametrize("name", ["SECRET_KEY", "VOTER_SECRET"])
+def test_without_debug_a_secret_that_protects_nothing(load, name):
+    public = load(DEBUG="true")[name]
+    others = {key: value for key, value in PRODUCTION.items() if key != name}
+    for environment in (others, {**others, name: ""}, {**others, name: "x" * 49}, {**others, name: public}):
+        with pytest.raises(ImproperlyConfigured, match=rf"^{name} \(.*\) must be set to at least 50 random characters when DEBUG is off"):
+            load(**environment)
+    assert load(**others, **{name: "x" * 50})[name] == "x" * 50
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *[("DATABASE_URL", text) for text in ("", "terces", "sqlite:///nexus.db", "mysql://nexus:terces@db/nexus", "://")],
+        ("DATABASE_URL", "postgres://nexus:terces/@db/nexus"),
+        ("DATABASE_URL", "postgres://nexus@db:terces/nexus"),
+        *[("CELERY_BROKER_URL", text) for text in ("", "terces", "redis://:terces@cache:6379/0", "memory://", "://")],
+        ("CELERY_BROKER_URL", "amqp://nexus:terces/@mq//"),
+        ("CELERY_BROKER_URL", "amqp://nexus@mq:terces//"),
+        ("CELERY_BROKER_URL", "amqp://mq//;redis://:terces@cache"),
+        *[("CACHE_URL", text) for text in ("", "terces", "terces://cache")],
+    ],
+)
+def test_an_address_of_no_such_server_is_told_without_its_password(load, name, text):
+    with pytest.raises(ImproperlyConfigured, match=rf"^{name} must read \w+://") as refused:
+        load(**{name: text})
+    assert "terces" not in str(refused.value)
+    assert refused.value.__suppress_context__
+
+
+def test_several_brokers_are_tried_in_turn(load):
+    urls = "amqp://nexus:secret@mq1:5672//;amqp://nexus:secret@mq2//"
+    assert load(CELERY_BROKER_URL=urls)["CELERY_BROKER_URL"] == urls
+
+
+@pytest.mark.parametrize("text", ["a b", "amq.", "ä", "x" * 101, "a/"])
+def test_a_prefix_that_no_queue_may_have(load, text):
+    with pytest.raises(ImproperlyConfigured, match=r"^QUEUE_PREFIX takes "):
+        load(QUEUE_PREFIX=text)
+
+
+def test_a_log_level_that_is_none(load):
+    assert load(LOG_LEVEL="debug")["LOG_LEVEL"] == "DEBUG"
+    with pytest.raises(ImproperlyConfigured, match=r"^LOG_LEVEL is 'LOUD'; it must be DEBUG, "):
+        load(LOG_LEVEL="loud")
+
+
+def test_every_setting_but_free_text_was_given_a_wrong_value():
+    tried = {*NUMBERS, "DEBUG", "SECURE_SSL_REDIRECT", "SECRET_KEY", "VOTER_SECRET", "DATABASE_URL", "CELERY_BROKER_URL", "CACHE_URL"}
+    free = {"ALLOWED_HOSTS", "CSRF_TRUSTED_ORIGINS"}  # Django's own checks look at them
+    assert set(settings_read()) == tried | free | {"QUEUE_PREFIX", "LOG_LEVEL"}
+
+
+def test_spaces_in_a_list_are_no_part_of_the_names(load):
+    assert load(ALLOWED_HOSTS=" vote.example.org , ,localhost")["ALLOWED_HOSTS"] == ["vote.example.org", "localhost"]
+
+
+# --- The start --------------------------------------------------------------------------------------------------------
+
+
+def run(*command, **environment):
+    """A command of the product with this environment; DEBUG and its like do not come in from around the tests."""
+    around = {name: value for name, value in os.environ.items() if name not in (*settings_read(), "DJANGO_SETTINGS_MODULE")}
+    command = [sys.executable, *command]
+    return subprocess.run(command, cwd=ROOT, env=around | environment, capture_output=True, text=True, timeout=60)
+
+
+def test_every_process_refuses_to_start_and_a_production_installation_passes_the_checks():
+    """One test, because the commands run at once."""
+    bad = {**PRODUCTION, "VOTER_SECRET": "short"}
+    starts = {
+        "setup": (["manage.py", "setup"], bad),
+        "web": (["-m", "uvicorn", "core.asgi:application", "--port", "0"], bad),
+        "worker": (["-m", "celery", "-A", "core", "worker"], bad),
+        "beat": (["-m", "celery", "-A", "core", "beat", "--pidfile="], bad),
+        "check": (["manage.py", "check", "--deploy", "--fail-level", "WARNING"], PRODUCTION),
+    }
+    with ThreadPoolExecutor(4) as pool:
+        ended = dict(zip(starts, pool.map(lambda start: run(*start[0], **start[1]), starts.values()), strict=True))
+
+    for name in ("setup", "web", "worker", "beat"):
+        assert ended[name].returncode != 0
+        assert "VOTER_SECRET (turns voters into voter keys) must be set to at least 50 random characters" in ended[name].stderr, name
+    assert (ended["check"].returncode, ended["check"].stdout) == (0, "System check identified no issues (0 silenced).\n"), ended["check"]
+
+
+# --- .env.example -----------------------------------------------------------------------------------------------------
+
+
+def example():
+    """{name: default} of .env.example; every setting stands in it as a comment."""
+    return dict(re.findall(r"^# ([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
+
+
+def test_the_example_names_every_setting_and_no_other():
+    compose = re.findall(r"\$\{([A-Z_]+)", (ROOT / "docker-compose.yml").read_text())
+    assert set(example()) == {*settings_read(), *OWN, *compose}
+
+
+def test_the_example_changes_nothing_until_it_is_edited():
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    assert [line for line in lines if line and not line.startswith("# ")] == []
+
+
+def test_the_example_tells_the_defaults(load):
+    defaults, told = load(), {name: default for name, default in example().items() if name in settings_read()}
+    for secret in ("SECRET_KEY", "VOTER_SECRET"):
+        assert told.pop(secret) == ""
+
+    assert {name: value for name, value in load(**told).items() if name.isupper()} == {
+        name: value for name, value in defaults.items() if name.isupper()
+    }
