@@ -149,7 +149,7 @@ class Intake:
             "id": vote_id,
             "receipt": receipt,
             "status": "pending",
-            "accepted_at": from_microseconds(accepted_at),
+            "accepted_at": iso(from_microseconds(accepted_at)),
             "links": {"self": location, "results": f"{POLLS}{poll.id}/results"},
         }
         return 202, [*_JSON, (b"location", location.encode()), (b"cache-control", b"no-store")], msgspec.json.encode(body)
@@ -176,8 +176,8 @@ class Intake:
             "id": status.vote_id,
             "status": status.status,
             "reason": status.reason,
-            "accepted_at": status.accepted_at,
-            "counted_at": status.counted_at,
+            "accepted_at": iso(status.accepted_at),
+            "counted_at": status.counted_at and iso(status.counted_at),
         }
         return 200, [*_JSON, (b"cache-control", b"no-store")], msgspec.json.encode(body)
 

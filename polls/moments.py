@@ -19,5 +19,5 @@ def microseconds_now() -> int:
 
 
 def iso(moment: datetime) -> str:
-    """Return the moment as the API writes it, `2026-11-20T09:00:00Z`."""
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    """Return the moment as the hot routes write it, `2026-11-20T09:00:00.000000Z`: always as long, so that texts compare like moments."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

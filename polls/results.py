@@ -7,6 +7,7 @@ from uuid import UUID
 from django.db import connection
 
 from polls.models import status
+from polls.moments import iso
 
 # One statement, so one moment: the total always equals the sum of the options.
 _RESULTS = """
@@ -38,5 +39,5 @@ def read_results(poll_id: UUID, at: datetime) -> dict[str, Any] | None:
             for _, _, id, text, position, votes, _ in rows
         ],
         "revision": sum(revision for *_, revision in rows),
-        "as_of": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "as_of": iso(at),
     }

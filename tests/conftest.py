@@ -47,6 +47,10 @@ def _database(django_test_environment: None, django_db_blocker: Any) -> Iterator
     with django_db_blocker.unblock():
         made = setup_databases(verbosity=0, interactive=False)
         yield
+        with connection.cursor() as cursor:  # of processes that have ended, a moment ago
+            cursor.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
         teardown_databases(made, verbosity=0)
 
 

@@ -174,8 +174,9 @@ def assert_the_right_vote_of_each_voter_stands(scene: Scene, casts: list[Any], f
         ids = [json.loads(vote.body)["id"] for vote in votes]
         assert len(standing & set(ids)) == 1
         if not any(vote.unknown for vote in votes):
-            accepted = sorted((json.loads(vote.body)["accepted_at"], json.loads(vote.body)["id"]) for vote in votes)
-            assert accepted[0 if poll_id == first_stands else -1][1] in standing
+            answers = [json.loads(vote.body) for vote in votes]
+            accepted = sorted((datetime.fromisoformat(answer["accepted_at"]), answer["id"]) for answer in answers)
+            assert accepted[0 if poll_id == first_stands else -1][1] in standing, (poll_id == first_stands, answers)
             judged += len(votes) > 1
     assert judged > 100
 

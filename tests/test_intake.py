@@ -13,6 +13,7 @@ from django.utils.timezone import now
 from polls import problems, voters
 from polls.counting import count_votes
 from polls.models import ApiClient
+from polls.moments import iso
 from tests.conftest import Api, option, standing, tallies, vote_of, wait_until
 
 
@@ -199,7 +200,7 @@ def test_the_deadline_is_judged_by_the_clock_to_the_moment(api, make_poll):
             last_accepted = answer.json["accepted_at"]
         else:
             first_refused = answer
-    assert last_accepted < poll.closes_at.isoformat().replace("+00:00", "Z")
+    assert last_accepted < iso(poll.closes_at)
     assert_refused(first_refused, problems.POLL_CLOSED)
     assert now() >= poll.closes_at and (now() - before).total_seconds() < 5
 

@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 
 from polls import receipts
-from polls.moments import from_microseconds
+from polls.moments import from_microseconds, iso, to_microseconds
 
 
 def test_a_receipt_tells_what_was_written_into_it():
@@ -28,3 +28,11 @@ def test_a_receipt_with_any_bit_changed_is_none_of_ours():
 @pytest.mark.parametrize("text", ["", "x", "é", "A" * 91, "A" * 5000, "../../etc", "%00"])
 def test_what_is_no_receipt_is_none_of_ours(text):
     assert receipts.read(text) is None
+
+
+def test_moments_are_written_so_that_their_texts_compare_like_the_moments():
+    """Without the zeros, a full second would come after its own fractions."""
+    moments = [from_microseconds(1_800_000_000_000_000 + more) for more in (0, 1, 10, 412, 120_000, 999_999, 1_000_000)]
+
+    assert sorted(moments, key=iso) == moments
+    assert [from_microseconds(to_microseconds(moment)) for moment in moments] == moments
