@@ -35,7 +35,7 @@ def test_every_setting_has_its_row_and_every_row_its_setting():
     read = set(re.findall(r'(?:env\.\w+|secret|number|whole|switch|words)\(\s*"([A-Z_]+)"', (ROOT / "core" / "settings.py").read_text()))
     rows = {name for row in re.findall(r"^\| (`.+?) \|", README, re.MULTILINE) for name in re.findall(r"`([A-Z_]+)`", row)}
 
-    assert rows - read == {"PORT", "FLOWER_PORT", "HOST"}  # of `make up`
+    assert rows - read == {"PORT", "FLOWER_PORT", "HOST", "FLOWER_BASIC_AUTH"}  # of `make up` and Flower
     assert read - rows == set()
 
 
