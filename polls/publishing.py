@@ -29,6 +29,8 @@ RECONNECT_SECONDS = 0.5
 # A bundle that has room leaves this long after the last one at the earliest. Chosen: a few busy clients would else make hundreds
 # of bundles of one a second, each of which costs the workers as much as 50 votes; and nobody notices 3 ms.
 SECONDS_BETWEEN_BUNDLES = 0.003
+# How long a bundle waits at most for the one on its way. Its own confirm and outbox come on top, and all has to fit into 4 s.
+LONGEST_WAIT_SECONDS = 0.2
 # Nobody has a queue of this name: a healthy broker returns what is sent there at once, a blocked one does not.
 PROBE_ROUTING_KEY = "nexus.is-anybody-there"
 HEARTBEAT_SECONDS = 20
@@ -43,6 +45,7 @@ class _Bundle:
 
     def __init__(self) -> None:
         self.votes: list[AcceptedVote] = []
+        self.is_overdue = False  # then it leaves, whatever else is on its way
         self.carried: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
@@ -89,25 +92,27 @@ class Publisher:
     async def take(self, vote: AcceptedVote) -> None:
         """Return once the vote is in the broker's queue or in the committed outbox: it can't be lost any more.
 
-        Raises NobodyTookItError within CONFIRM_SECONDS + OUTBOX_SECONDS, however broker and database fail.
+        Raises NobodyTookItError within LONGEST_WAIT_SECONDS + CONFIRM_SECONDS + OUTBOX_SECONDS, however broker and database fail.
         """
         if self._unanswered >= settings.MAX_WAITING_VOTES:
             raise NobodyTookItError
         if not self._waiting or self._waiting[-1].is_full:
+            loop = asyncio.get_running_loop()
             self._waiting.append(_Bundle())
             # After the other requests that this turn of the loop has read: they join the bundle.
-            asyncio.get_running_loop().call_soon(self._send_off)
+            loop.call_soon(self._send_off)
+            loop.call_later(LONGEST_WAIT_SECONDS, self._hurry, self._waiting[-1])
         bundle = self._waiting[-1]
         bundle.votes.append(vote)
         self._unanswered += 1
         # Shielded: a client that goes away must not cancel the bundle of the others.
         await asyncio.shield(bundle.carried)
 
-    def _send_off(self, *, hurry: bool = False) -> None:
-        """Send the waiting bundles; without hurry, one that has room waits until no other is on its way, and its time has come."""
+    def _send_off(self) -> None:
+        """Send the waiting bundles; one that has room waits, while it may, until no other is on its way and its time has come."""
         loop = asyncio.get_running_loop()
         while self._waiting and len(self._under_way) < MAX_BUNDLES_UNDER_WAY:
-            if not self._waiting[0].is_full and not hurry:
+            if not self._waiting[0].is_full and not self._waiting[0].is_overdue:
                 if self._under_way:
                     return
                 if loop.time() < self._next_at:
@@ -117,6 +122,10 @@ class Publisher:
             task = asyncio.create_task(self._carry(self._waiting.popleft()))
             self._under_way.add(task)
             task.add_done_callback(self._arrived)
+
+    def _hurry(self, bundle: _Bundle) -> None:
+        bundle.is_overdue = True
+        self._send_off()
 
     def _arrived(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
@@ -161,8 +170,6 @@ class Publisher:
                 self._channel = None
                 if self._dropped:
                     self._dropped.set_result(None)
-                # Those who waited for this bundle have waited enough: with it and then for it would be too long.
-                self._send_off(hurry=True)
             return False
         return True
 

@@ -62,7 +62,7 @@ class Scene:
             return cursor.fetchall()
 
     def depth(self, queue: str) -> int:
-        """Messages in the queue, those under way to a worker included."""
+        """Messages that wait in the queue; those that a worker holds are not among them."""
         with Connection(self.stack.broker_url) as connection:
             return connection.default_channel.queue_declare(self.stack.env.get("QUEUE_PREFIX", "") + queue, passive=True).message_count
 

@@ -1,5 +1,6 @@
 """The real broker, database and processes: what happens to a message on its way, and to those that are no bundle."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -19,6 +20,7 @@ from kombu import Producer
 
 from polls import bundles, closing, counting, deadletters, outbox, patience, problems
 from polls.models import OutboxBundle, Poll, VoteAside
+from polls.publishing import Publisher
 from tests.conftest import (
     Api,
     answers,
@@ -211,6 +213,29 @@ def test_without_broker_and_database_the_answer_is_503_and_quick(api, poll, star
     assert_refused(web_api.get(f"/api/v1/polls/{uuid4()}/results"), problems.UNAVAILABLE)
     outbox.drain()
     assert tallies(poll) == {"soup": 1}
+
+
+def test_no_vote_waits_for_two_slow_confirms_in_a_row(poll):
+    """Each confirm comes just in time; waiting for the bundle before and then for one's own would be too long together."""
+
+    class SlowChannel:
+        async def basic_publish(self, *args, **kwargs):
+            await asyncio.sleep(settings.CONFIRM_SECONDS - 0.1)
+
+    first, second = vote_of(poll, "alice"), vote_of(poll, "bob")
+
+    async def cast_one_after_the_other():
+        publisher = Publisher()
+        publisher._channel = SlowChannel()
+        before = asyncio.create_task(publisher.take(first))
+        await asyncio.sleep(0.05)
+        started = time.monotonic()
+        await publisher.take(second)
+        waited = time.monotonic() - started
+        await before
+        return waited
+
+    assert asyncio.run(cast_one_after_the_other()) < settings.CONFIRM_SECONDS + 0.5
 
 
 @contextmanager

@@ -170,7 +170,7 @@ _PATHS: dict[str, Any] = {
             "tags": ["votes"],
             "summary": "Cast a vote",
             "description": (
-                "202 means: the broker's replicated queue or the database's outbox holds the vote, it can't be lost, and it will have "
+                "202 means: the broker's durable queue or the database's outbox holds the vote, it can't be lost, and it will have "
                 "exactly one outcome. A timeout or a 5xx means that this is unknown: repeat the request with the same Idempotency-Key; "
                 f"the vote then counts at most once. A body takes at most {MAX_BODY_BYTES} bytes."
             ),
