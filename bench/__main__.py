@@ -12,14 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
 import psycopg2
 from tqdm import tqdm
 
-from stack.demo import ask
+from stack.demo import make_poll
 from stack.folder import ROOT, is_free
 from stack.load import Cast, cast_all, post
 from stack.stack import Stack
@@ -80,10 +79,7 @@ def measure(port: int, casts: list[Cast], count: Callable[[], float], lag: Calla
 def measure_product(stack: Stack, database: Database, dev: dict[str, str], votes: int) -> Round:
     stack.start("web", "worker")
     try:
-        token = ask(f"{stack.base_url}/api/v1/auth/token", {"username": dev["admin_user"], "password": dev["admin_password"]})["access"]
-        closes_at = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
-        wanted = {"title": "Bench", "voter_policy": "client", "closes_at": closes_at, "options": [{"text": "a"}, {"text": "b"}]}
-        poll = ask(f"{stack.base_url}/api/v1/polls", wanted, authorization=f"Bearer {token}")
+        poll = make_poll(dev, title="Bench", options=[{"text": "a"}, {"text": "b"}])
         options = [option["id"] for option in poll["options"]]
         headers = {"authorization": f"Api-Key {dev['client_key']}"}
 

@@ -32,6 +32,16 @@ def ask(url: str, body: object = None, **headers: str) -> Any:
         return json.load(answer)
 
 
+def make_poll(dev: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    """Create a poll as the administrator of dev.json, for its API client and an hour unless `fields` say else; return it."""
+    base = dev["base_url"]
+    tokens = ask(f"{base}/api/v1/auth/token", {"username": dev["admin_user"], "password": dev["admin_password"]})
+    closes_at = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    wanted = {"voter_policy": "client", "closes_at": closes_at, **fields}
+    poll: dict[str, Any] = ask(f"{base}/api/v1/polls", wanted, authorization=f"Bearer {tokens['access']}")
+    return poll
+
+
 def main() -> int:
     """Run the demo against the running stack; return 0 when the results are exact."""
     if not DEV_JSON.exists():
@@ -39,14 +49,7 @@ def main() -> int:
         return 1
     dev = json.loads(DEV_JSON.read_text())
     base = dev["base_url"]
-    token = ask(f"{base}/api/v1/auth/token", {"username": dev["admin_user"], "password": dev["admin_password"]})["access"]
-    fields = {
-        "title": f"Demo of {datetime.now(UTC):%Y-%m-%d %H:%M:%S}",
-        "voter_policy": "client",
-        "closes_at": (datetime.now(UTC) + timedelta(hours=1)).isoformat(),
-        "options": [{"text": text} for text in OPTIONS],
-    }
-    poll = ask(f"{base}/api/v1/polls", fields, authorization=f"Bearer {token}")
+    poll = make_poll(dev, title=f"Demo of {datetime.now(UTC):%Y-%m-%d %H:%M:%S}", options=[{"text": text} for text in OPTIONS])
     choices = [option["id"] for option in poll["options"]]
     # Three sevenths for the first: the results are known before the first vote is cast.
     chosen = [choices[number % 7 % len(choices)] for number in range(VOTES)]

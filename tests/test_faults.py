@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import psycopg2
 import pytest
 from kombu import Connection
 
-from stack.demo import ask
+from stack.demo import ask, make_poll
 from stack.load import Cast, cast_all, post
 from stack.stack import Stack
 from stack.up import manage, seed_demo
@@ -40,17 +40,7 @@ class Scene:
         self.headers = {"authorization": f"Api-Key {dev['client_key']}"}
 
     def make_poll(self, **fields: Any) -> dict[str, Any]:
-        token = ask(
-            f"{self.stack.base_url}/api/v1/auth/token", {"username": self.dev["admin_user"], "password": self.dev["admin_password"]}
-        )
-        wanted = {
-            "title": "Faults",
-            "voter_policy": "client",
-            "closes_at": (datetime.now(UTC) + timedelta(hours=1)).isoformat(),
-            "options": [{"text": "soup"}, {"text": "salad"}],
-            **fields,
-        }
-        return ask(f"{self.stack.base_url}/api/v1/polls", wanted, authorization=f"Bearer {token['access']}")
+        return make_poll(self.dev, title="Faults", options=[{"text": "soup"}, {"text": "salad"}], **fields)
 
     def cast(self, poll: dict[str, Any], voter: str, choice: int, key: str) -> Cast:
         body = {"option": poll["options"][choice]["id"], "voter": voter}
