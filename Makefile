@@ -3,10 +3,10 @@ PYTHON ?= python3
 PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help up down reset demo test lint format bench clean
+.PHONY: help up down reset demo test lint format api-docs fuzz bench clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 up: .venv/.runtime  ## start everything, in the foreground (PORT=8000 FLOWER_PORT=5555)
 	@.venv/bin/python -m stack up
@@ -34,6 +34,12 @@ lint: .venv/.dev  ## check style, types, layers and migrations
 format: .venv/.dev  ## bring the code into shape
 	.venv/bin/python -m ruff check --fix .
 	.venv/bin/python -m ruff format .
+
+api-docs: .venv/.runtime  ## write docs/openapi.yaml and docs/postman.json anew
+	@DATABASE_URL=postgres://127.0.0.1:1/none .venv/bin/python -W ignore manage.py write_api_docs
+
+fuzz: .venv/.dev  ## let schemathesis look for answers that the schema does not know (ARGS=...)
+	@.venv/bin/python -m stack run -- python -m tests.fuzz $(ARGS)
 
 bench: .venv/.runtime  ## measure the pipeline on this machine (ARGS=...)
 	@.venv/bin/python -m bench $(ARGS)

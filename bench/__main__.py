@@ -8,137 +8,26 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
-from uuid import uuid4
 
-import psycopg2
 from tqdm import tqdm
 
-from stack.demo import make_poll
-from stack.folder import ROOT, is_free
-from stack.load import Cast, cast_all, post
+from bench.contestants import Database, Round, measure_batches, measure_bulk_insert, measure_product, measure_task_per_vote
+from stack.folder import ROOT
 from stack.stack import Stack
 from stack.up import manage, seed_demo
 
-CONNECTIONS = 64
-PATIENCE_SECONDS = 180
-
-
-@dataclass
-class Round:
-    """What one contestant did in one round; rates per second, times in milliseconds."""
-
-    counted_per_s: float
-    accepted_per_s: float
-    p50_ms: float
-    p99_ms: float
-    # From acceptance to the count, 99 % of the votes; from the last answer to the last count where votes carry no times.
-    lag_p99_ms: float
-
-
-class Database:
-    """Straight to the tables: what was really counted."""
-
-    def __init__(self, url: str) -> None:
-        self.connection = psycopg2.connect(url)
-        self.connection.autocommit = True
-
-    def value(self, query: str, *arguments: object) -> float:
-        with self.connection.cursor() as cursor:
-            cursor.execute(query, arguments)
-            row = cursor.fetchone()
-            return float(row[0] or 0) if row else 0.0
-
-
-def measure(port: int, casts: list[Cast], count: Callable[[], float], lag: Callable[[], float] | None) -> Round:
-    """Cast them all, wait until they are all counted, and check that they are: a rate with a lost vote is none."""
-    started = time.perf_counter()
-    cast_all(port, casts, connections=CONNECTIONS, seconds=PATIENCE_SECONDS)
-    accepted = time.perf_counter()
-    while count() < len(casts):
-        if time.perf_counter() - accepted > PATIENCE_SECONDS:
-            raise SystemExit(f"{count():.0f} of {len(casts)} accepted votes were counted: the figures would mean nothing.")
-        time.sleep(0.005)
-    counted = time.perf_counter()
-    assert all(cast.status == 202 for cast in casts)
-    assert count() == len(casts)  # and not one more
-    seconds = sorted(cast.seconds for cast in casts)
-    return Round(
-        counted_per_s=len(casts) / (counted - started),
-        accepted_per_s=len(casts) / (accepted - started),
-        p50_ms=seconds[len(seconds) // 2] * 1000,
-        p99_ms=seconds[len(seconds) * 99 // 100] * 1000,
-        lag_p99_ms=lag() if lag else (counted - accepted) * 1000,
-    )
-
-
-def measure_product(stack: Stack, database: Database, dev: dict[str, str], votes: int) -> Round:
-    stack.start("web", "worker")
-    try:
-        poll = make_poll(dev, title="Bench", options=[{"text": "a"}, {"text": "b"}])
-        options = [option["id"] for option in poll["options"]]
-        headers = {"authorization": f"Api-Key {dev['client_key']}"}
-
-        def casts(number: int) -> list[Cast]:
-            path = poll["links"]["votes"]
-            return [Cast(post(path, {"option": options[n % 2], "voter": uuid4().hex}, headers)) for n in range(number)]
-
-        port = int(stack.env["PORT"])
-        cast_all(port, casts(votes // 10), connections=CONNECTIONS)  # warm
-        before = votes // 10
-        time.sleep(1)
-        return measure(
-            port,
-            casts(votes),
-            count=lambda: database.value("SELECT sum(votes) FROM tallies WHERE poll_id = %s", poll["id"]) - before,
-            lag=lambda: database.value(
-                "SELECT 1000 * extract(epoch FROM percentile_cont(0.99) WITHIN GROUP (ORDER BY counted_at - accepted_at)) "
-                "FROM votes WHERE poll_id = %s",
-                poll["id"],
-            ),
-        )
-    finally:
-        stack.stop("web", "worker")
-
-
-def measure_task_per_vote(stack: Stack, database: Database, votes: int) -> Round:
-    port = stack.folder.port("TASK_PER_VOTE")
-    gunicorn = f"gunicorn -k gthread --workers 2 --threads 32 --keep-alive 60 --bind 127.0.0.1:{port} --log-level warning"
-    worker = "celery -A bench.task_per_vote.app worker -c 2 -P prefork -O fair --without-gossip --without-mingle --loglevel WARNING"
-    with process(stack, *gunicorn.split(), "bench.task_per_vote.app:application"), process(stack, *worker.split()):
-        while is_free(port, "127.0.0.1"):
-            time.sleep(0.1)
-        poll = int(time.time())
-        with database.connection.cursor() as cursor:
-            cursor.execute("INSERT INTO task_per_vote_choice (poll, votes) VALUES (%s, 0), (%s, 0) RETURNING id", [poll, poll])
-            choices = [row[0] for row in cursor.fetchall()]
-
-        def casts(number: int) -> list[Cast]:
-            return [Cast(post(f"/polls/{poll}/votes", {"choice": choices[n % 2], "voter": uuid4().hex}, {})) for n in range(number)]
-
-        def count() -> float:
-            return database.value("SELECT sum(votes) FROM task_per_vote_choice WHERE poll = %s", poll)
-
-        warm = casts(votes // 10)
-        measure(port, warm, count, None)
-        return measure(port, casts(votes), lambda: count() - len(warm), None)
-
-
-@contextmanager
-def process(stack: Stack, *command: str) -> Iterator[None]:
-    """A process beside the stack, on its servers."""
-    with (stack.folder / "log" / f"{command[0]}.log").open("ab") as log:
-        env = {**stack.env, "DJANGO_SETTINGS_MODULE": "bench.task_per_vote.settings"}
-        running = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, env=env, stdout=log, stderr=log)
-        try:
-            yield
-        finally:
-            running.terminate()
-            running.wait(30)
+# What the product is compared with, and what of it is compared: {ratio: (ours, theirs)}.
+RATIOS = {
+    "one vote a request : one task per vote": ("product_single", "task_per_vote"),
+    "session : ip": ("policy_session", "policy_ip"),
+    "account : ip": ("policy_account", "policy_ip"),
+    "code : ip": ("policy_code", "policy_ip"),
+    "batches of 1,000 : bare bulk INSERT": ("product_batch", "bulk_insert"),
+}
 
 
 def prepare(stack: Stack) -> dict[str, str]:
@@ -150,7 +39,7 @@ def prepare(stack: Stack) -> dict[str, str]:
 
 
 def report(rounds: dict[str, list[Round]]) -> None:
-    """Print medians with their range and the ratio, and write `.local/bench.json`."""
+    """Print medians with their range and the ratios, and write `.local/bench.json`."""
     names = [field.name for field in fields(Round)]
     contestants = {}
     for contestant, done in rounds.items():
@@ -159,29 +48,49 @@ def report(rounds: dict[str, list[Round]]) -> None:
         for name in names:
             values = sorted(getattr(round_, name) for round_ in done)
             print(f"  {name:<16}{contestants[contestant][name]:>10,.1f}   ({values[0]:,.1f} to {values[-1]:,.1f})")
-    ratios = [ours.counted_per_s / theirs.counted_per_s for ours, theirs in zip(*rounds.values(), strict=True)]
-    ratio = statistics.median(ratios)
-    print(f"\nend to end, all counted: {ratio:.1f} times one task per vote ({min(ratios):.1f} to {max(ratios):.1f}, {len(ratios)} rounds)")
+    print("\nend to end, all counted:")
+    medians = {}
+    for ratio, (ours, theirs) in RATIOS.items():
+        if ours in rounds and theirs in rounds:
+            values = sorted(one.counted_per_s / other.counted_per_s for one, other in zip(rounds[ours], rounds[theirs], strict=True))
+            medians[f"{ours}/{theirs}"] = statistics.median(values)
+            print(f"  {ratio:<42}{statistics.median(values):>6.2f}   ({values[0]:.2f} to {values[-1]:.2f})")
     target = ROOT / ".local" / "bench.json"
     target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps({"contestants": contestants, "ratios": {"product_single/task_per_vote": ratio}}, indent=1) + "\n")
+    target.write_text(json.dumps({"contestants": contestants, "ratios": medians}, indent=1) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--votes", type=int, default=30_000, help="of the product in a round; the peer gets a tenth")
+    parser.add_argument(
+        "--votes", type=int, default=30_000, help="of a contestant in a round; one task per vote gets a tenth, batches the triple"
+    )
+    parser.add_argument("--only", help="contestants, parted by commas")
     arguments = parser.parse_args()
-    rounds: dict[str, list[Round]] = {"product_single": [], "task_per_vote": []}
+    votes = arguments.votes
     with tempfile.TemporaryDirectory() as folder, ExitStack() as ending:
         stack = Stack(Path(folder))
+        # Every voter has an address of their own; without limits, for one client is the whole crowd.
+        stack.env.update(TRUSTED_PROXIES="1", CLIENT_VOTES_PER_MINUTE="0")
         ending.callback(stack.destroy)
         ending.enter_context(stack)
         dev = prepare(stack)
         database = Database(stack.database_url)
-        for _ in tqdm(range(arguments.rounds), unit=" rounds"):
-            rounds["product_single"].append(measure_product(stack, database, dev, arguments.votes))
-            rounds["task_per_vote"].append(measure_task_per_vote(stack, database, arguments.votes // 10))
+        contestants: dict[str, Callable[[], Round]] = {
+            "product_single": lambda: measure_product(stack, database, dev, votes),
+            "task_per_vote": lambda: measure_task_per_vote(stack, database, votes // 10),
+            "policy_ip": lambda: measure_product(stack, database, dev, votes, "ip"),
+            "policy_session": lambda: measure_product(stack, database, dev, votes, "session"),
+            "policy_account": lambda: measure_product(stack, database, dev, votes, "account"),
+            "policy_code": lambda: measure_product(stack, database, dev, votes, "code"),
+            "product_batch": lambda: measure_batches(stack, database, dev, 3 * votes),
+            "bulk_insert": lambda: measure_bulk_insert(stack, database, dev, 3 * votes),
+        }
+        chosen = arguments.only.split(",") if arguments.only else list(contestants)
+        rounds: dict[str, list[Round]] = {name: [] for name in chosen}
+        for name in tqdm([name for _ in range(arguments.rounds) for name in chosen], unit=" measured"):
+            rounds[name].append(contestants[name]())
     report(rounds)
 
 

@@ -1,4 +1,4 @@
-"""The door on the web port: liveness, then the hot routes, then Django for everything else."""
+"""The door on the web port: liveness, then (with CORS where a browser asks) the hot routes, then Django for everything else."""
 
 import os
 import warnings
@@ -10,15 +10,40 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "core.settings")
 warnings.filterwarnings("ignore", message="StreamingHttpResponse must consume synchronous iterators")
 django_application = get_asgi_application()  # also loads the settings and models that the hot routes share
 
-from core import health  # noqa: E402
-from polls.intake import Intake  # noqa: E402 - needs Django to be set up
+from django.conf import settings  # noqa: E402 - all of these need Django to be set up
+from starlette.middleware.cors import CORSMiddleware  # noqa: E402
 
-intake = Intake(behind=django_application)  # type: ignore[arg-type] # dict and Mapping
+from core import bodies, deprecations, health  # noqa: E402
+from polls.intake import Intake  # noqa: E402
+
+served = deprecations.announced(Intake(behind=bodies.bounded(django_application)), deprecations.DEPRECATED)  # type: ignore[arg-type] # dict and Mapping
+served_across_origins = CORSMiddleware(
+    served,  # type: ignore[arg-type]
+    allow_origins=settings.CORS_ALLOWED_ORIGINS,
+    allow_credentials=True,
+    allow_methods=["GET", "HEAD", "POST", "PATCH", "DELETE"],
+    allow_headers=[
+        "Authorization",
+        "Content-Type",
+        "Idempotency-Key",
+        "If-Match",
+        "If-None-Match",
+        "Prefer",
+        "Voter-Token",
+        "Vote-Receipt",
+        "X-Request-ID",
+    ],
+    expose_headers=["ETag", "Location", "Preference-Applied", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-ID"],
+)
 
 
 async def application(scope, receive, send):  # type: ignore[no-untyped-def]
     """The ASGI application that uvicorn runs."""
-    if scope["type"] == "http" and scope["path"] == "/healthz":
+    if scope["type"] != "http":
+        await served(scope, receive, send)
+    elif scope["path"] == "/healthz":
         await health.say_alive(send)
+    elif any(name == b"origin" for name, _ in scope["headers"]):
+        await served_across_origins(scope, receive, send)
     else:
-        await intake(scope, receive, send)
+        await served(scope, receive, send)

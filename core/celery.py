@@ -1,10 +1,11 @@
 """Celery's app: the settings above CELERY_, the tasks, the queues, the schedule."""
 
+import gc
 import logging.config
 import os
 
 from celery import Celery
-from celery.signals import setup_logging, task_failure
+from celery.signals import setup_logging, task_failure, worker_process_init
 from django.conf import settings
 from django.db import connection
 
@@ -16,6 +17,7 @@ app = Celery("nexus")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks(["tasks"], related_name="votes")
 app.autodiscover_tasks(["tasks"], related_name="periodic")
+app.autodiscover_tasks(["tasks"], related_name="mail")
 
 
 @app.on_after_configure.connect
@@ -34,3 +36,10 @@ def log_like_django(**_: object) -> None:
 def drop_the_connection(**_: object) -> None:
     """Give the next task a new database connection: with CELERY_DB_REUSE_MAX a broken one would be kept for good."""
     connection.close()
+
+
+@worker_process_init.connect
+def leave_what_stays_alone(**_: object) -> None:
+    """Keep garbage collection from walking all of Django's objects: they live as long as the process, and a bundle makes thousands."""
+    gc.freeze()
+    gc.set_threshold(50_000)

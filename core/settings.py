@@ -80,6 +80,12 @@ VOTER_SECRET = secret("VOTER_SECRET", "turns voters into voter keys")
 ALLOWED_HOSTS = words("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
 CSRF_TRUSTED_ORIGINS = words("CSRF_TRUSTED_ORIGINS", default=[])
 
+# The origins whose pages may call the API from a browser, such as https://vote.example.org.
+CORS_ALLOWED_ORIGINS = words("CORS_ALLOWED_ORIGINS", default=[])
+for _origin in CORS_ALLOWED_ORIGINS:
+    if not re.fullmatch(r"https?://[^/*?#\s]+", _origin):
+        raise ImproperlyConfigured(f"CORS_ALLOWED_ORIGINS holds {_origin!r}; an origin reads https://host or https://host:port.")
+
 # --- Services --------------------------------------------------------------------------------------------------------
 
 _database_url = env.str("DATABASE_URL", default="postgres://nexus@127.0.0.1:5432/nexus")
@@ -118,8 +124,9 @@ PERIODIC_QUEUE = QUEUE_PREFIX + "periodic"
 # Proxies of our own in front of the web processes. X-Forwarded-For is read that many places from the right; 0 ignores it.
 TRUSTED_PROXIES = whole("TRUSTED_PROXIES", default=0, minimum=0, maximum=20)
 
-# Votes that one message carries at most. Chosen: past 200 the cost per vote hardly falls, and a message stays under 64 KiB.
-BUNDLE_MAX_VOTES = whole("BUNDLE_MAX_VOTES", default=200, minimum=1, maximum=10_000)
+# Votes that one message carries at most. Chosen: a batch of 1,000 in one message is counted a third faster than in five; one is
+# under 100 KiB and counted in 10 ms. Single votes make bundles this large only when more than that many wait at once.
+BUNDLE_MAX_VOTES = whole("BUNDLE_MAX_VOTES", default=1000, minimum=1, maximum=10_000)
 
 # How long a bundle may wait for the broker's confirm, and then for the outbox's commit. Together under the 4 s that a client waits at most.
 CONFIRM_SECONDS = number("CONFIRM_SECONDS", default=2, minimum=0.1, maximum=3.3)
@@ -128,7 +135,14 @@ if round(CONFIRM_SECONDS + OUTBOX_SECONDS, 3) > 3.4:
     raise ImproperlyConfigured("CONFIRM_SECONDS + OUTBOX_SECONDS must stay within 3.4 s: a client gets its answer within 4 s.")
 
 # Votes that one web process holds unanswered at most; more are refused with 503.
-MAX_WAITING_VOTES = whole("MAX_WAITING_VOTES", default=5000, minimum=1, maximum=1_000_000)
+MAX_WAITING_VOTES = whole("MAX_WAITING_VOTES", default=20_000, minimum=1, maximum=1_000_000)
+
+# What an address and an API client may send a minute; 0: as much as they like. A batch counts as many votes as it holds. An API
+# client's requests don't count against its address.
+ADDRESS_REQUESTS_PER_MINUTE = whole("ADDRESS_REQUESTS_PER_MINUTE", default=3000, minimum=0, maximum=1_000_000_000)
+CLIENT_VOTES_PER_MINUTE = whole("CLIENT_VOTES_PER_MINUTE", default=3_000_000, minimum=0, maximum=1_000_000_000)
+# What an address may try a minute where a guesser could succeed: sign-ins, registrations, password resets, wrong voter codes.
+ATTEMPTS_PER_MINUTE = whole("ATTEMPTS_PER_MINUTE", default=60, minimum=0, maximum=1_000_000_000)
 
 # How old a poll may be in a web process's memory (seconds). An edit is in force everywhere after this time.
 POLL_SNAPSHOT_SECONDS = number("POLL_SNAPSHOT_SECONDS", default=1, minimum=0, maximum=60)
@@ -140,8 +154,58 @@ RESULTS_CACHE_SECONDS = number("RESULTS_CACHE_SECONDS", default=0.25, minimum=0,
 # and CELERY_TASK_TIME_LIMIT ends the task after 15.
 DATABASE_PATIENCE_SECONDS = number("DATABASE_PATIENCE_SECONDS", default=600, minimum=1, maximum=840)
 
+# How long after its end a poll may become final (seconds), once queues and outbox are empty. More than CONFIRM_SECONDS + OUTBOX_SECONDS:
+# by then every vote that was accepted is in one of them, or counted.
+FINAL_AFTER_SECONDS = number("FINAL_AFTER_SECONDS", default=60, minimum=4, maximum=86_400)
+
 # Outcomes of votes that do not stand are deleted this long after their poll closed.
 OUTCOMES_KEEP_DAYS = number("OUTCOMES_KEEP_DAYS", default=90, minimum=1, maximum=36_500)
+
+# Whether GraphQL tells its schema to whoever asks. Off, misspelt fields get no suggestions either.
+GRAPHQL_INTROSPECTION = switch("GRAPHQL_INTROSPECTION", default=DEBUG)
+
+# --- Accounts --------------------------------------------------------------------------------------------------------
+
+# Whether everybody may make an account by the API, and the role that it gets: "owner" (makes polls) or "" (none).
+REGISTRATION_OPEN = switch("REGISTRATION_OPEN", default=True)
+NEW_ACCOUNT_ROLE = env.str("NEW_ACCOUNT_ROLE", default="owner")
+if NEW_ACCOUNT_ROLE not in ("", "owner"):
+    raise ImproperlyConfigured(f'NEW_ACCOUNT_ROLE is {NEW_ACCOUNT_ROLE!r}; it must be "owner", or empty for none.')
+
+# How long an access token is good (minutes), and a refresh token that nobody uses (days).
+ACCESS_TOKEN_MINUTES = number("ACCESS_TOKEN_MINUTES", default=5, minimum=1, maximum=1440)
+REFRESH_TOKEN_DAYS = number("REFRESH_TOKEN_DAYS", default=7, minimum=1, maximum=365)
+
+# How long an API client's old key works beside its new one, where a rotation does not say (hours).
+KEY_ROTATION_HOURS = whole("KEY_ROTATION_HOURS", default=24, minimum=0, maximum=720)
+
+# The mail server. On the console a mail is read in the log, with the token in it: for development only. Without DEBUG, no mail is sent
+# until this is set.
+EMAIL_URL = env.str("EMAIL_URL", default="consolemail://" if DEBUG else "dummymail://")
+try:
+    _email = env.email_url_config(EMAIL_URL)
+    if _email["EMAIL_BACKEND"].endswith("smtp.EmailBackend") and not _email["EMAIL_HOST"]:
+        raise ValueError
+except (ImproperlyConfigured, ValueError):  # its text may hold the password
+    raise ImproperlyConfigured(
+        "EMAIL_URL must read smtp+tls://user:password@host:port (or smtp://, smtp+ssl://), or consolemail://, dummymail://, filemail:////folder."
+    ) from None
+if not DEBUG and EMAIL_URL.startswith("consolemail:"):
+    raise ImproperlyConfigured("EMAIL_URL must name a mail server when DEBUG is off: consolemail:// writes secrets to the log.")
+EMAIL_BACKEND, EMAIL_FILE_PATH = _email["EMAIL_BACKEND"], _email["EMAIL_FILE_PATH"]
+EMAIL_HOST, EMAIL_PORT = _email["EMAIL_HOST"] or "", _email["EMAIL_PORT"] or 25
+EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = _email["EMAIL_HOST_USER"] or "", _email["EMAIL_HOST_PASSWORD"] or ""
+EMAIL_USE_TLS, EMAIL_USE_SSL = _email.get("EMAIL_USE_TLS", False), _email.get("EMAIL_USE_SSL", False)
+EMAIL_TIMEOUT = 5  # seconds, for each of the mail server's answers: the clock's jobs wait behind a mail
+DEFAULT_FROM_EMAIL = env.str("DEFAULT_FROM_EMAIL", default="nexus@localhost")
+
+# The page of yours that the mail about a forgotten password links to. Empty: the mail shows both values for the API.
+PASSWORD_RESET_URL = env.str("PASSWORD_RESET_URL", default="")
+if PASSWORD_RESET_URL and not (
+    PASSWORD_RESET_URL.startswith(("http://", "https://")) and "{uid}" in PASSWORD_RESET_URL and "{token}" in PASSWORD_RESET_URL
+):
+    raise ImproperlyConfigured("PASSWORD_RESET_URL must read https://host/path, with {uid} and {token} in it, or be empty.")
+PASSWORD_RESET_TIMEOUT = 3600  # seconds that the token in the mail is good
 
 # --- Celery (the namespace CELERY_ is Celery's own) ------------------------------------------------------------------
 
@@ -190,7 +254,9 @@ CELERY_BEAT_MAX_LOOP_INTERVAL = 1
 # dropped, the next one catches up from the database's state.
 CELERY_BEAT_SCHEDULE = {
     "open and close polls": {"task": "polls.open_and_close", "schedule": timedelta(seconds=2), "options": {"expires": 10}},
+    "finalise polls": {"task": "polls.finalise", "schedule": timedelta(seconds=5), "options": {"expires": 10}},
     "drain the outbox": {"task": "outbox.drain", "schedule": timedelta(seconds=2), "options": {"expires": 10}},
+    "purge expired tokens": {"task": "tokens.purge", "schedule": timedelta(days=1), "options": {"expires": 80_000}},
     "purge old outcomes": {"task": "outcomes.purge", "schedule": timedelta(hours=1), "options": {"expires": 3000}},
 }
 
@@ -206,12 +272,15 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "django_celery_beat",
     "rest_framework",
+    "django_filters",
+    "rest_framework_simplejwt.token_blacklist",
     "drf_spectacular",
     "drf_spectacular_sidecar",
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
+    "core.middleware.Manners",
     "core.middleware.OptionalSlash",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -257,7 +326,10 @@ SESSION_COOKIE_SECURE = not DEBUG
 CSRF_COOKIE_SECURE = not DEBUG
 
 REST_FRAMEWORK = {
-    "DEFAULT_AUTHENTICATION_CLASSES": ["rest_framework_simplejwt.authentication.JWTAuthentication"],
+    "DEFAULT_AUTHENTICATION_CLASSES": [
+        "rest_framework_simplejwt.authentication.JWTAuthentication",
+        "polls.api.authentication.ApiKeyAuthentication",
+    ],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticatedOrReadOnly"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
@@ -266,8 +338,11 @@ REST_FRAMEWORK = {
     "UNAUTHENTICATED_USER": "django.contrib.auth.models.AnonymousUser",
 }
 SIMPLE_JWT = {
-    "ACCESS_TOKEN_LIFETIME": timedelta(minutes=15),
-    "REFRESH_TOKEN_LIFETIME": timedelta(days=7),
+    "ACCESS_TOKEN_LIFETIME": timedelta(minutes=ACCESS_TOKEN_MINUTES),
+    "REFRESH_TOKEN_LIFETIME": timedelta(days=REFRESH_TOKEN_DAYS),
+    "ROTATE_REFRESH_TOKENS": True,
+    "BLACKLIST_AFTER_ROTATION": True,
+    "CHECK_REVOKE_TOKEN": True,  # another password ends every token
     "UPDATE_LAST_LOGIN": False,
 }
 SPECTACULAR_SETTINGS = {
@@ -278,14 +353,18 @@ SPECTACULAR_SETTINGS = {
         "Moments are UTC; ids are strings; paths work with and without a slash at the end."
     ),
     "TAGS": [
-        {"name": "votes", "description": "Cast a vote; read its receipt."},
+        {"name": "votes", "description": "Cast votes, one or many; withdraw one; read receipts."},
         {"name": "results", "description": "The tallies of a poll."},
         {"name": "polls", "description": "Make and change polls."},
-        {"name": "auth", "description": "Sign in as the owner of polls."},
+        {"name": "codes", "description": "Voter codes, for polls whose voter_policy is `code`."},
+        {"name": "auth", "description": "Accounts: sign up, in and out; passwords."},
+        {"name": "clients", "description": "Programs that act for you, and their keys."},
+        {"name": "operations", "description": "Queues and dead letters, for operators."},
     ],
     "VERSION": "1",
     "OAS_VERSION": "3.1.1",
     "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_AUTHENTICATION": [],  # whoever's token has expired may read, too
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "SWAGGER_UI_SETTINGS": {"deepLinking": True, "validatorUrl": "none", "displayRequestDuration": True},

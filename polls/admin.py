@@ -1,7 +1,8 @@
 """Django's admin: polls, tallies, API clients, dead letters. Never who voted what: votes and outcomes have no page."""
 
-from typing import Any
+from typing import Any, cast
 
+from django import forms
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.db import models
@@ -13,8 +14,10 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.timezone import now
 
-from polls import deadletters, results, voters
-from polls.models import ApiClient, DeadLetterDesk, Poll, Tally
+from polls import clients, deadletters, editing, results, roles
+from polls.journal import Act
+from polls.models import ApiClient, DeadLetterDesk, JournalEntry, Poll, PollQuerySet, PollStatus, Scope, Tally
+from polls.problems import Refusal
 
 admin.site.site_header = admin.site.site_title = "Nexus"
 admin.site.index_title = "Operator's desk"
@@ -23,7 +26,7 @@ admin.site.index_title = "Operator's desk"
 class ReadOnly:
     """Looked at, not changed: what changes these rows must go through the domain."""
 
-    def has_add_permission(self, request: HttpRequest) -> bool:
+    def has_add_permission(self, request: HttpRequest, obj: models.Model | None = None) -> bool:
         return False
 
     def has_change_permission(self, request: HttpRequest, obj: models.Model | None = None) -> bool:
@@ -37,18 +40,21 @@ class ByStatus(admin.SimpleListFilter):
     title = parameter_name = "status"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [(status, status) for status in ("scheduled", "open", "closed")]
+        return [(status, status) for status in PollStatus.values]
 
     def queryset(self, request: HttpRequest, polls: QuerySet[Poll]) -> QuerySet[Poll]:
-        at = now()
-        match self.value():
-            case "scheduled":
-                return polls.filter(opens_at__gt=at)
-            case "open":
-                return polls.filter(opens_at__lte=at, closes_at__gt=at)
-            case "closed":
-                return polls.filter(closes_at__lte=at)
-        return polls
+        status = self.value()
+        return cast(PollQuerySet, polls).in_status(status, now()) if status in PollStatus.values else polls
+
+
+class JournalInline(ReadOnly, admin.TabularInline):
+    """What happened to the poll, latest first."""
+
+    model = JournalEntry
+    verbose_name_plural = "journal"
+    fields = ["at", "actor", "action", "reason", "changes"]
+    ordering = ["-id"]
+    extra = 0
 
 
 @admin.register(Poll)
@@ -65,14 +71,29 @@ class PollAdmin(admin.ModelAdmin):
         "id",
         "owner",
         "status",
+        "version",
+        "method",
+        "min_choices",
+        "max_choices",
         "voter_policy",
         "allow_change",
+        "allow_withdrawal",
+        "address_limit",
+        "subnet_limit",
+        "limit_mode",
+        "allowed_networks",
+        "results_visibility",
+        "created_at",
+        "published_at",
         "opens_at",
-        "closes_at",
         "opened_at",
+        "closes_at",
         "closed_at",
+        "finalised_at",
+        "archived_at",
     ]
     fields = ["title", "description", *readonly_fields]
+    inlines = [JournalInline]
 
     @admin.display(ordering="voter_policy")
     def voters(self, poll: Poll) -> str:
@@ -90,8 +111,8 @@ class PollAdmin(admin.ModelAdmin):
         )
 
     def save_model(self, request: HttpRequest, poll: Poll, form: Any, change: bool) -> None:
-        # Not the whole row: the API or the clock may have changed the rest of it meanwhile.
-        poll.save(update_fields=["title", "description"])
+        words = {"title": poll.title, "description": poll.description}
+        editing.change_poll(poll.pk, words, Act(request.user.get_username(), now(), reason="in the admin"))
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -116,25 +137,64 @@ class TallyAdmin(ReadOnly, admin.ModelAdmin):
         return ", ".join(texts.get(option, str(option)) for option in tally.selection)
 
 
+class ApiClientForm(forms.ModelForm):
+    scopes = forms.MultipleChoiceField(choices=Scope.choices, widget=forms.CheckboxSelectMultiple)
+
+    def clean(self) -> dict[str, Any]:
+        cleaned = super().clean() or {}
+        owner, poll = cleaned.get("owner"), cleaned.get("poll")
+        if owner and poll:
+            try:
+                clients.check_poll(owner, poll.pk)
+            except Refusal as refusal:
+                self.add_error("poll", refusal.detail)
+        return cleaned
+
+
 @admin.register(ApiClient)
 class ApiClientAdmin(admin.ModelAdmin):
-    list_display = ["name", "prefix", "owner", "created_at", "revoked_at"]
-    list_select_related = ["owner"]
+    """Keys are shown once: when a client is made, and when it gets another one. A revoked client is only looked at."""
+
+    form = ApiClientForm
+    list_display = ["name", "prefix", "owner", "may", "poll", "created_at", "last_used_at", "revoked_at"]
+    list_select_related = ["owner", "poll"]
     ordering = ["-created_at"]
     search_fields = ["name", "prefix", "owner__username"]
-    fields = ["name", "owner"]
-    actions = ["revoke"]
+    readonly_fields = ["prefix", "created_at", "last_used_at", "previous_until", "revoked_at"]
+    fields = ["name", "owner", "scopes", "poll", *readonly_fields]
+    autocomplete_fields = ["poll"]
+    actions = ["rotate", "revoke"]
+
+    @admin.display
+    def may(self, client: ApiClient) -> str:
+        return ", ".join(client.scopes)
+
+    def has_change_permission(self, request: HttpRequest, obj: ApiClient | None = None) -> bool:
+        return super().has_change_permission(request, obj) and (obj is None or obj.revoked_at is None)
 
     def save_model(self, request: HttpRequest, client: ApiClient, form: Any, change: bool) -> None:
-        if not change:
-            key = voters.new_client_key()
-            client.prefix, client.key_hash = voters.key_prefix(key) or "", voters.key_hash(key)
+        if change:
+            # Not the whole row: the key may have been rotated meanwhile.
+            client.save(update_fields=["name", "owner", "scopes", "poll"])
+        else:
+            key = clients.give_key(client)
+            client.save()
             messages.warning(request, f"The key, shown this once: {key}")
-        super().save_model(request, client, form, change)
 
-    @admin.action(description="Revoke the keys of the selected clients")
-    def revoke(self, request: HttpRequest, clients: QuerySet[ApiClient]) -> None:
-        revoked = clients.filter(revoked_at=None).update(revoked_at=now())
+    @admin.action(description="Give the selected clients other keys", permissions=["change"])
+    def rotate(self, request: HttpRequest, selected: QuerySet[ApiClient]) -> None:
+        for client in selected:
+            try:
+                client, key = clients.rotate(client, at=now())
+            except Refusal as refusal:
+                messages.error(request, f"{client.name}: {refusal.detail}")
+            else:
+                until = f"{client.previous_until:%Y-%m-%d %H:%M} UTC" if client.previous_until else "now"
+                messages.warning(request, f"{client.name}: the new key, shown this once: {key}. The old one works until {until}.")
+
+    @admin.action(description="Revoke the keys of the selected clients", permissions=["change"])
+    def revoke(self, request: HttpRequest, selected: QuerySet[ApiClient]) -> None:
+        revoked = clients.revoke(list(selected.values_list("pk", flat=True)), at=now())
         messages.success(request, f"Keys revoked: {revoked}. Every web process knows within two seconds.")
 
 
@@ -153,6 +213,7 @@ class DeadLetterAdmin(ReadOnly, admin.ModelAdmin):
         if not self.has_view_permission(request):
             raise PermissionDenied
         context = {**self.admin_site.each_context(request), "title": "Dead letters", "opts": self.model._meta}
+        context["may_replay"] = may_replay(request)
         try:
             context |= {"total": deadletters.count(), "letters": deadletters.peek()}
         except deadletters.UnreachableError as exc:
@@ -160,7 +221,7 @@ class DeadLetterAdmin(ReadOnly, admin.ModelAdmin):
         return render(request, "polls/dead_letters.html", context)
 
     def replay(self, request: HttpRequest) -> HttpResponse:
-        if not request.user.is_superuser:
+        if not may_replay(request):
             raise PermissionDenied
         if request.method == "POST":
             try:
@@ -168,3 +229,7 @@ class DeadLetterAdmin(ReadOnly, admin.ModelAdmin):
             except deadletters.UnreachableError as exc:
                 messages.error(request, str(exc))
         return redirect("admin:polls_deadletterdesk_changelist")
+
+
+def may_replay(request: HttpRequest) -> bool:
+    return roles.actor_of(request.user).operates

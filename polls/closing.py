@@ -1,32 +1,66 @@
 """What the clock does to polls and their outcomes."""
 
+import json
 import logging
 from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.db import connection
 
-from polls.models import Poll
+from polls.journal import CLOCK
+from polls.models import PollStatus
 
 logger = logging.getLogger(__name__)
 
 _PURGED_AT_ONCE = 20_000  # rows; keeps each statement under a second
 
+# One statement writes polls and journal, and each poll once, however many run it: who comes second finds the row locked or its moment set.
+_BY_THE_CLOCK = """
+    WITH due AS (
+        SELECT id FROM polls WHERE published_at IS NOT NULL AND archived_at IS NULL AND {due} ORDER BY id {lock} SKIP LOCKED
+    ), done AS (
+        UPDATE polls SET {moment} = %(at)s FROM due WHERE polls.id = due.id RETURNING polls.id
+    )
+    INSERT INTO journal (poll_id, at, actor, action, reason, changes)
+    SELECT id, %(at)s, %(actor)s, %(action)s, '', %(changes)s::jsonb FROM done
+"""
+_OPENING = _BY_THE_CLOCK.format(moment="opened_at", due="opened_at IS NULL AND opens_at <= %(at)s", lock="FOR NO KEY UPDATE")
+_CLOSING = _BY_THE_CLOCK.format(moment="closed_at", due="closed_at IS NULL AND closes_at <= %(at)s", lock="FOR NO KEY UPDATE")
+# The lock against counting: a poll whose votes are being counted this moment is passed over.
+_FINALISING = _BY_THE_CLOCK.format(
+    moment="finalised_at",
+    due="finalised_at IS NULL AND closed_at IS NOT NULL AND closes_at <= %(closed_before)s AND NOT EXISTS (SELECT FROM outbox)",
+    lock="FOR UPDATE",
+)
+
 
 def open_due_polls(at: datetime) -> int:
-    """Mark the polls whose time has come as opened; return how many. One statement: each poll once, whoever else runs it."""
-    opened = Poll.objects.due(at).update(opened_at=at)
-    if opened:
-        logger.info("%d polls opened", opened)
-    return opened
+    """Mark the polls whose time has come as opened; return how many."""
+    return _by_the_clock(_OPENING, "opened", PollStatus.SCHEDULED, PollStatus.OPEN, at)
 
 
 def close_expired_polls(at: datetime) -> int:
     """Mark the polls past their end as closed; return how many. The API has refused votes since `closes_at`, whenever this runs."""
-    closed = Poll.objects.expired(at).update(closed_at=at)
-    if closed:
-        logger.info("%d polls closed", closed)
-    return closed
+    return _by_the_clock(_CLOSING, "closed", PollStatus.OPEN, PollStatus.CLOSING, at)
+
+
+def finalise_polls(at: datetime) -> int:
+    """Mark the polls all of whose votes are counted as final; return how many. Only for who has just found the broker's queues empty.
+
+    Those whose end is FINAL_AFTER_SECONDS ago, while no bundle waits in the outbox.
+    """
+    return _by_the_clock(_FINALISING, "finalised", PollStatus.CLOSING, PollStatus.FINAL, at)
+
+
+def _by_the_clock(statement: str, action: str, before: PollStatus, after: PollStatus, at: datetime) -> int:
+    closed_before = at - timedelta(seconds=settings.FINAL_AFTER_SECONDS)
+    changes = json.dumps({"status": [before, after]})
+    with connection.cursor() as cursor:
+        cursor.execute(statement, {"at": at, "closed_before": closed_before, "actor": CLOCK, "action": action, "changes": changes})
+        done: int = cursor.rowcount
+    if done:
+        logger.info("%d polls %s", done, action)
+    return done
 
 
 def purge_outcomes(at: datetime) -> int:

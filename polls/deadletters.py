@@ -37,12 +37,27 @@ class DeadLetter:
     unreadable: int | None
 
 
+@dataclass(frozen=True)
+class QueueState:
+    """What a queue holds that no worker has taken, and how many workers take from it."""
+
+    name: str
+    ready: int
+    consumers: int
+
+
 class UnreachableError(Exception):
     """The dead letters can't be reached; the text is a sentence that says why. Nothing of theirs is lost."""
 
 
+def survey() -> list[QueueState]:
+    """Return the state of each queue of ours. Like all here, raises UnreachableError when the broker does not answer."""
+    with _connection() as connection:
+        return [_look_at(connection, name) for name in (settings.VOTES_QUEUE, settings.DEAD_LETTER_QUEUE, settings.PERIODIC_QUEUE)]
+
+
 def count() -> int:
-    """Return how many dead letters there are. Like all here, raises UnreachableError when the broker does not answer."""
+    """Return how many dead letters there are."""
     with _connection() as connection:
         return _depth(connection)
 
@@ -86,25 +101,40 @@ def replay(most: int | None = None) -> int:
 @contextmanager
 def _connection() -> Iterator[Connection]:
     options = {"confirm_publish": True, "max_retries": 1, "interval_start": 0, "read_timeout": PATIENCE_SECONDS}
+    connection = current_app.connection_for_write(connect_timeout=PATIENCE_SECONDS, transport_options=options)
     try:
-        with current_app.connection_for_write(connect_timeout=PATIENCE_SECONDS, transport_options=options) as connection:
-            yield connection
-    except NotFound as exc:
-        raise UnreachableError(f"The broker has no queue {settings.DEAD_LETTER_QUEUE}; `manage.py setup` makes it.") from exc
+        yield connection
     except (AMQPError, KombuError, OSError) as exc:
+        connection.collect()  # a polite goodbye would wait for the answers of a broker that is stuck
         raise UnreachableError("The broker does not answer. It keeps the dead letters; try again.") from exc
+    finally:
+        connection.release()
 
 
 def _depth(connection: Connection) -> int:
-    depth: int = connection.default_channel.queue_declare(settings.DEAD_LETTER_QUEUE, passive=True).message_count
-    return depth
+    return _look_at(connection, settings.DEAD_LETTER_QUEUE).ready
+
+
+def _look_at(connection: Connection, name: str) -> QueueState:
+    with _told_if_missing(name):
+        found = connection.default_channel.queue_declare(name, passive=True)
+    return QueueState(name, found.message_count, found.consumer_count)
+
+
+@contextmanager
+def _told_if_missing(name: str) -> Iterator[None]:
+    try:
+        yield
+    except NotFound as exc:
+        raise UnreachableError(f"The broker has no queue {name}; `manage.py setup` makes it.") from exc
 
 
 def _take(connection: Connection, most: int) -> Iterator[Message]:
     channel = connection.default_channel
     channel.auto_decode = False  # the very bytes, also of a message that nobody can read
     for _ in range(most):
-        message = channel.basic_get(settings.DEAD_LETTER_QUEUE)
+        with _told_if_missing(settings.DEAD_LETTER_QUEUE):
+            message = channel.basic_get(settings.DEAD_LETTER_QUEUE)
         if message is None:
             return
         yield message

@@ -1,12 +1,13 @@
-"""Intake: the hot routes (cast a vote, read results, read a receipt) as a bare ASGI application in front of Django."""
+"""Intake: the hot routes (cast votes, read results and receipts) as a bare ASGI application in front of Django."""
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import hashlib
 import logging
 import re
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -14,13 +15,14 @@ import msgspec
 from django.conf import settings
 from django.utils.timezone import now
 
-from polls import problems, receipts, results, voters
+from polls import accepting, problems, receipts, results, throttling, voters
+from polls.accepting import BatchItem, Caller, Cast, Desk
 from polls.bundles import AcceptedVote
-from polls.models import VoterPolicy
-from polls.moments import from_microseconds, iso, microseconds_now
+from polls.models import ResultsVisibility, VoterPolicy
+from polls.moments import iso, iso_of, microseconds_now
 from polls.problems import Refusal
-from polls.publishing import NobodyTookItError, Publisher
-from polls.snapshots import ClientSnapshot, NothingKnownError, PollSnapshot, Snapshots
+from polls.receipts import VoteStatus
+from polls.snapshots import PollSnapshot, Snapshots
 
 logger = logging.getLogger(__name__)
 
@@ -32,24 +34,40 @@ Headers = dict[bytes, bytes]
 # Status, headers, body.
 Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
 # What answers, the poll id or receipt in the path, the methods offered.
-Door = tuple[Callable[[str, Scope, Receive], Awaitable[Answer]], str, tuple[str, ...]]
-V = TypeVar("V")
+Door = tuple[Callable[[str, "Request"], Awaitable[Answer]], str, tuple[str, ...]]
+T = TypeVar("T")
 
 POLLS = "/api/v1/polls/"
-RECEIPTS = "/api/v1/votes/"
+VOTES = "/api/v1/votes/"
+VOTERS = "/api/v1/voters"
 MAX_BODY_BYTES = 8192
-MAX_VOTER_LENGTH = 200
-RETRY_AFTER_SECONDS = "2"
+MAX_BATCH_VOTES = 1000
+MAX_BATCH_BYTES = 1_000_000
+MAX_RECEIPTS = 1000
+# New objects between two looks for garbage. Chosen: a batch makes 20,000, and looking at each 700 of them cost a fifth of its time.
+GC_THRESHOLD = 50_000
+# Cookie of the policy `session`, one for each poll by its path.
+VOTER_COOKIE = "voter_token"
+VOTER_COOKIE_SECONDS = 365 * 24 * 3600
 _JSON = [(b"content-type", b"application/json")]
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,64}")
+_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})\"?\s*(?:$|[,;])")
 
 
-class CastRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of `POST /api/v1/polls/{id}/votes`."""
+class PassOn(Exception):
+    """Django is to answer this request."""
 
-    option: str
-    voter: str | None = None
+
+class StatusRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of `POST /api/v1/votes/status`."""
+
+    receipts: list[str]
+
+
+class VoterRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of `POST /api/v1/voters`."""
+
+    poll: str
 
 
 class Intake:
@@ -57,52 +75,60 @@ class Intake:
 
     def __init__(self, behind: Application) -> None:
         self._behind = behind
-        self._publisher: Publisher | None = None  # made in the loop that serves
-        self._threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="intake")
-        self._polls = Snapshots(PollSnapshot.read, settings.POLL_SNAPSHOT_SECONDS, self._threads)
-        self._clients = Snapshots(ClientSnapshot.read, settings.POLL_SNAPSHOT_SECONDS, self._threads)
-        self._results = Snapshots(_read_results, settings.RESULTS_CACHE_SECONDS, self._threads)
-        self._statuses = Snapshots(receipts.find_status, 0, self._threads)
-        self._last_accepted_at = 0
+        self._desk = Desk()
+        self._results = Snapshots(_read_results, settings.RESULTS_CACHE_SECONDS, self._desk.threads)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self._live(receive, send)
-        if scope["type"] != "http":
-            return await self._behind(scope, receive, send)
-        door = self._find_door(scope["path"])
+        scope["desk"] = self._desk  # for Django's views that take votes
+        door = self._find_door(scope["path"]) if scope["type"] == "http" else None
         if door is None:
             return await self._behind(scope, receive, send)
         answer, subject, methods = door
+        request = Request(scope, receive)
         try:
             if scope["method"] not in methods:
                 raise problems.WRONG_METHOD.says(f"Use {methods[0]} here.", headers={"Allow": ", ".join(methods)})
-            status, headers, body = await answer(subject, scope, receive)
+            status, headers, body = await answer(subject, request)
+        except PassOn:
+            return await self._behind(scope, receive, send)
         except Refusal as refusal:
             status, headers, body = _refuse(refusal)
         except Exception as exc:
             # The class only: the text may hold what was sent.
-            logger.error("a hot route failed: %s", type(exc).__name__, exc_info=settings.DEBUG)
+            logger.error("request %s failed: %s", request.id, type(exc).__name__, exc_info=settings.DEBUG)
             status, headers, body = _refuse(
                 problems.SERVER_ERROR.says("What became of this request is not known. Send it again with the same Idempotency-Key.")
             )
+        headers.append((b"x-request-id", request.id.encode()))
+        if request.caller.rate:
+            headers += [(name.lower().encode(), value.encode()) for name, value in request.caller.rate.headers.items()]
         headers.append((b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
     async def _live(self, receive: Receive, send: Send) -> None:
-        """Have a publisher from the server's start to its end (ASGI lifespan)."""
+        """Have the desk work from the server's start to its end (ASGI lifespan)."""
         await receive()
-        self._publisher = Publisher()
-        await self._publisher.start()
+        await self._desk.start()
+        sharing = asyncio.create_task(self._share_throttles()) if throttling.is_shared() else None
         # Django's own objects live as long as the process. Without this every full collection walks them all, which stops
         # the process for 60 ms about once a second at full rate.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(GC_THRESHOLD)
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        await self._publisher.stop()
+        if sharing:
+            sharing.cancel()
+        await self._desk.stop()
         await send({"type": "lifespan.shutdown.complete"})
+
+    async def _share_throttles(self) -> None:
+        while True:
+            await asyncio.sleep(throttling.SHARE_SECONDS)
+            await asyncio.to_thread(throttling.share_all)
 
     def _find_door(self, path: str) -> Door | None:
         """Return what answers this path, the poll id or receipt in it, and the methods it offers."""
@@ -112,150 +138,247 @@ class Intake:
                 return self._cast, poll_id, ("POST",)
             if what == "results":
                 return self._show_results, poll_id, ("GET", "HEAD")
-        elif path.startswith(RECEIPTS):
-            receipt = path[len(RECEIPTS) :].rstrip("/")
+            if what == "votes/batch":
+                return self._cast_batch, poll_id, ("POST",)
+            if what == "votes/withdraw":
+                return self._withdraw, poll_id, ("POST",)
+        elif path.startswith(VOTES):
+            receipt = path[len(VOTES) :].rstrip("/")
+            if receipt == "status":
+                return self._show_statuses, "", ("POST",)
             if receipt and "/" not in receipt:
                 return self._show_receipt, receipt, ("GET", "HEAD")
+        elif path.rstrip("/") == VOTERS:
+            return self._make_voter, "", ("POST",)
         return None
 
-    async def _cast(self, poll_id: str, scope: Scope, receive: Receive) -> Answer:
-        """`POST /api/v1/polls/{id}/votes`: judge the vote, have it carried, answer 202."""
-        headers = dict(scope["headers"])
-        cast = _decode(await _read_body(headers, receive))
-        poll = self._polls.known(poll_id) or await self._find_poll(poll_id)
-        voter = voters.voter_key(poll.id, poll.voter_policy, await self._identify_voter(poll, cast, scope, headers))
-        accepted_at = self._last_accepted_at = max(microseconds_now(), self._last_accepted_at + 1)  # no two alike in a process
-        if accepted_at < poll.opens_at:
-            raise problems.POLL_NOT_OPEN.says(f"The poll opens at {iso(from_microseconds(poll.opens_at))}.")
-        if accepted_at >= poll.closes_at:
-            raise problems.POLL_CLOSED.says(f"The poll closed at {iso(from_microseconds(poll.closes_at))}.")
-        option = poll.options.get(cast.option)
-        if option is None:
-            raise problems.UNKNOWN_OPTION.says(
-                f"Choose one of the options that /api/v1/polls/{poll.id} lists, by its id.", pointer="/option"
-            )
-        vote_id = _vote_id(poll, voter, headers)
-        assert self._publisher is not None
-        try:
-            await self._publisher.take(AcceptedVote(vote_id, poll.id, voter, (option,), accepted_at))
-        except NobodyTookItError:
-            raise problems.NOT_ACCEPTED.says(
-                "Neither queue nor outbox answered in time. Repeat the request with the same Idempotency-Key: it counts at most once.",
-                headers={"Retry-After": RETRY_AFTER_SECONDS},
-            ) from None
-        receipt = receipts.write(poll.id, voter, vote_id, accepted_at)
-        location = RECEIPTS + receipt
-        body = {
-            "id": vote_id,
-            "receipt": receipt,
-            "status": "pending",
-            "accepted_at": iso(from_microseconds(accepted_at)),
-            "links": {"self": location, "results": f"{POLLS}{poll.id}/results"},
-        }
-        return 202, [*_JSON, (b"location", location.encode()), (b"cache-control", b"no-store")], msgspec.json.encode(body)
+    # --- Casting ----------------------------------------------------------------------------------------------------
 
-    async def _show_results(self, poll_id: str, scope: Scope, receive: Receive) -> Answer:
-        """`GET /api/v1/polls/{id}/results`, from a short cache, 304 when the client has them already."""
-        known = await _or_unavailable(self._results.get(poll_id)) if _UUID.fullmatch(poll_id) else None
+    async def _cast(self, poll_id: str, request: Request) -> Answer:
+        """`POST /api/v1/polls/{id}/votes`: 202 once the vote is safe, or its outcome where the client wants to wait for it."""
+        cast = _decode(await request.read_body(), _cast_decoder)
+        return await self._accepted(await self._desk.accept(poll_id, cast, request.caller), request)
+
+    async def _withdraw(self, poll_id: str, request: Request) -> Answer:
+        """`POST /api/v1/polls/{id}/votes/withdraw`: the voter's vote stands no more."""
+        cast = _decode(await request.read_body(), _cast_decoder)
+        return await self._accepted(await self._desk.withdraw(poll_id, cast, request.caller), request)
+
+    async def _accepted(self, vote: AcceptedVote, request: Request) -> Answer:
+        request.is_about(vote)
+        shown = _show_accepted(vote)
+        location = VOTES + shown["receipt"]
+        headers = [*_JSON, (b"location", location.encode()), (b"cache-control", b"no-store")]
+        shown["links"] = {"self": location, "results": f"{POLLS}{vote.poll_id}/results"}
+        code = 202
+        if (seconds := request.wait_seconds) is not None:
+            status = await self._desk.wait_for(accepting.receipt_of(vote), seconds)
+            if refusal := accepting.refusal_of(status):
+                refusal.headers.update({"Location": location, "Preference-Applied": f"wait={seconds}"})
+                raise refusal
+            shown["status"] = status.status
+            headers.append((b"preference-applied", b"wait=%d" % seconds))
+            code = 201 if status.status == "counted" else 202
+        return code, headers, msgspec.json.encode(shown)
+
+    async def _cast_batch(self, poll_id: str, request: Request) -> Answer:
+        """`POST /api/v1/polls/{id}/votes/batch`: every vote by itself, so that a bad one never fails its neighbours."""
+        body = await request.read_body(MAX_BATCH_BYTES, ("application/json", "application/x-ndjson"))
+        taken = await self._desk.accept_batch(poll_id, _read_batch(body, request.media_type), request.caller)
+        shown = [_show_item(index, vote) for index, vote in enumerate(taken)]
+        accepted = sum(isinstance(vote, AcceptedVote) for vote in taken)
+        answer = {"accepted": accepted, "refused": len(taken) - accepted, "votes": shown}
+        return 200, [*_JSON, (b"cache-control", b"no-store")], msgspec.json.encode(answer)
+
+    async def _make_voter(self, _: str, request: Request) -> Answer:
+        """`POST /api/v1/voters`: an anonymous voter token for one poll, in the body and as a cookie."""
+        wanted = _decode(await request.read_body(), _voter_decoder)
+        request.throttle()
+        poll = await self._desk.find_poll(wanted.poll)
+        if poll.voter_policy != VoterPolicy.SESSION:
+            raise problems.NOT_OFFERED.says("Voter tokens are for polls whose voter_policy is `session`.")
+        token = voters.new_voter_token(poll.id)
+        cookie = f"{VOTER_COOKIE}={token}; Path={POLLS}{poll.id}/; Max-Age={VOTER_COOKIE_SECONDS}; HttpOnly; SameSite=Lax"
+        if settings.SESSION_COOKIE_SECURE:
+            cookie += "; Secure"
+        headers = [*_JSON, (b"set-cookie", cookie.encode()), (b"cache-control", b"no-store")]
+        return 201, headers, msgspec.json.encode({"token": token, "poll": poll.id})
+
+    # --- Telling ----------------------------------------------------------------------------------------------------
+
+    async def _show_results(self, poll_id: str, request: Request) -> Answer:
+        """`GET /api/v1/polls/{id}/results`, 304 when the client has them already. Who may read more than others is Django's to tell."""
+        is_somebody = request.caller.authorization != ""
+        poll = await self._desk.find_poll(poll_id, drafts=is_somebody)
+        is_shown = not poll.is_draft and _shows_results(poll, request)
+        if is_somebody and not is_shown:
+            raise PassOn
+        request.throttle()
+        if not is_shown:
+            raise problems.RESULTS_HIDDEN.says(f"They are for {ResultsVisibility(poll.results_visibility).label}.")
+        known = await accepting.or_unavailable(self._results.get(poll_id))
         if known is None:
-            raise _unknown_poll()
+            raise accepting.unknown_poll()
         etag, body = known
-        headers = [(b"etag", etag), (b"cache-control", b"public, max-age=1")]
-        if_none_match = dict(scope["headers"]).get(b"if-none-match", b"")
+        is_public = poll.results_visibility == ResultsVisibility.ALWAYS
+        headers = [(b"etag", etag), (b"cache-control", b"public, max-age=1" if is_public else b"private, no-cache")]
+        if_none_match = request.headers.get(b"if-none-match", b"")
         if if_none_match == b"*" or etag.removeprefix(b"W/") in (tag.strip().removeprefix(b"W/") for tag in if_none_match.split(b",")):
             return 304, headers, b""
         return 200, [*_JSON, *headers], body
 
-    async def _show_receipt(self, receipt: str, scope: Scope, receive: Receive) -> Answer:
+    async def _show_receipt(self, receipt: str, request: Request) -> Answer:
         """`GET /api/v1/votes/{receipt}`: what became of a vote, never what was chosen."""
+        request.throttle()
         genuine = receipts.read(receipt)
         if genuine is None:
-            raise problems.UNKNOWN_RECEIPT.says("Use the receipt exactly as the 202 gave it.")
-        status = await _or_unavailable(self._statuses.get(genuine))
-        body = {
-            "id": status.vote_id,
-            "status": status.status,
-            "reason": status.reason,
-            "accepted_at": iso(status.accepted_at),
-            "counted_at": status.counted_at and iso(status.counted_at),
-        }
+            raise problems.UNKNOWN_RECEIPT.says("Use the receipt exactly as it was given.")
+        (status,) = await self._desk.find_statuses([genuine])
+        return 200, [*_JSON, (b"cache-control", b"no-store")], msgspec.json.encode(_show_status(status))
+
+    async def _show_statuses(self, _: str, request: Request) -> Answer:
+        """`POST /api/v1/votes/status`: the same for many receipts, in their order; null for one that is none."""
+        wanted = _decode(await request.read_body(MAX_BATCH_BYTES), _status_decoder).receipts
+        request.throttle()
+        if not 1 <= len(wanted) <= MAX_RECEIPTS:
+            raise problems.INVALID.says(f"Send 1 to {MAX_RECEIPTS} receipts, not {len(wanted)}.", pointer="/receipts")
+        genuine = [receipts.read(receipt) for receipt in wanted]
+        found = iter(await self._desk.find_statuses([receipt for receipt in genuine if receipt]))
+        body = {"votes": [_show_status(next(found)) if receipt else None for receipt in genuine]}
         return 200, [*_JSON, (b"cache-control", b"no-store")], msgspec.json.encode(body)
 
-    async def _find_poll(self, poll_id: str) -> PollSnapshot:
-        poll = await _or_unavailable(self._polls.get(poll_id)) if _UUID.fullmatch(poll_id) else None
-        if poll is None:
-            raise _unknown_poll()
-        return poll
 
-    async def _identify_voter(self, poll: PollSnapshot, cast: CastRequest, scope: Scope, headers: Headers) -> str:
-        """Return who votes, by the poll's policy; the text goes into the voter key only."""
-        if poll.voter_policy == VoterPolicy.CLIENT:
-            client = await self._authenticate_client(poll, headers)
-            if not cast.voter:
-                raise problems.INVALID.says(
-                    "This poll needs `voter`: your own reference of the voter, such as a user id.", pointer="/voter"
-                )
-            if len(cast.voter) > MAX_VOTER_LENGTH:
-                raise problems.INVALID.says(f"`voter` takes at most {MAX_VOTER_LENGTH} characters.", pointer="/voter")
-            return f"{client.id}:{cast.voter}"
-        if cast.voter is not None:
-            raise problems.INVALID.says("This poll tells voters apart by their address. Leave `voter` out.", pointer="/voter")
-        try:
-            address = voters.client_address(scope["client"][0], _forwarded_for(scope), settings.TRUSTED_PROXIES)
-            return voters.address_voter(address)
-        except ValueError:
-            logger.error("a request came without the X-Forwarded-For that TRUSTED_PROXIES=%d promises", settings.TRUSTED_PROXIES)
-            raise problems.INVALID.says("Your address can't be told: the proxy in front of this service did not pass it on.") from None
+class Request:
+    """What has arrived: the headers, read once, and the body, on demand."""
 
-    async def _authenticate_client(self, poll: PollSnapshot, headers: Headers) -> ClientSnapshot:
-        scheme, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
-        prefix = voters.key_prefix(key.strip()) if scheme.lower() == "api-key" else None
-        client = (self._clients.known(prefix) or await _or_unavailable(self._clients.get(prefix))) if prefix else None
-        if client is None or client.is_revoked or not voters.is_key(key.strip(), client.key_hash):
-            raise problems.UNAUTHENTICATED.says(
-                "Send `Authorization: Api-Key <key>` with a key that is not revoked.", headers={"WWW-Authenticate": "Api-Key"}
-            )
-        if client.owner_id != poll.owner_id:
-            raise problems.FORBIDDEN.says("This key belongs to somebody else than the poll.")
-        return client
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self.headers: Headers = dict(scope["headers"])
+        self._receive = receive
+        given = self.text(b"x-request-id")
+        known = given if REQUEST_ID.fullmatch(given) else None
+        key = self.headers.get(b"idempotency-key")
+        self.caller = Caller(
+            peer=scope["client"][0] if scope["client"] else "",
+            forwarded_for=_joined(scope, b"x-forwarded-for") if settings.TRUSTED_PROXIES else "",
+            authorization=self.text(b"authorization"),
+            voter_token=self.text(b"voter-token") or self._cookie(),
+            idempotency_key=None if key is None else key.decode("latin-1").strip(),
+            request_id=known,
+        )
+        self._id = known
 
+    @property
+    def id(self) -> str:
+        """What the client called the request, or else a name of ours: for a vote its id, which needs no room in the bundle."""
+        if self._id is None:
+            self._id = str(uuid4())
+        return self._id
 
-def _vote_id(poll: PollSnapshot, voter: UUID, headers: Headers) -> UUID:
-    key = headers.get(b"idempotency-key")
-    if key is None:
-        return uuid4()
-    text = key.decode("latin-1").strip()
-    if not _IDEMPOTENCY_KEY.fullmatch(text):
-        raise problems.INVALID.says("Idempotency-Key takes 1 to 255 visible ASCII characters, such as a UUID.")
-    return voters.repeated_vote_id(poll.id, voter, text)
+    def is_about(self, vote: AcceptedVote) -> None:
+        self._id = self._id or str(vote.vote_id)
 
+    def text(self, name: bytes) -> str:
+        return self.headers.get(name, b"").decode("latin-1")
 
-async def _read_body(headers: Headers, receive: Receive) -> bytes:
-    """Return the whole body. Refuses one that is not JSON by its type, or too large before reading further."""
-    if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
-        raise problems.NOT_JSON.says("Send the vote with `Content-Type: application/json`.")
-    too_large = problems.TOO_LARGE.says(f"A vote takes at most {MAX_BODY_BYTES} bytes.")
-    if len(length := headers.get(b"content-length", b"0")) > 9 or int(length) > MAX_BODY_BYTES:
-        raise too_large
-    body, more = b"", True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise problems.MALFORMED.says("The body ended early.")
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(body) > MAX_BODY_BYTES:
+    @property
+    def wait_seconds(self) -> int | None:
+        """What `Prefer: wait=N` says (RFC 7240), None without it."""
+        found = _WAIT.search(self.text(b"prefer")) if b"prefer" in self.headers else None
+        return min(int(found[1]), accepting.MAX_WAIT_SECONDS) if found else None
+
+    @property
+    def media_type(self) -> str:
+        return self.text(b"content-type").partition(";")[0].strip().lower()
+
+    def throttle(self) -> None:
+        accepting.throttle(throttling.by_address, self.caller)
+
+    async def read_body(self, most: int = MAX_BODY_BYTES, media_types: tuple[str, ...] = ("application/json",)) -> bytes:
+        """Return the whole body. Refuses another media type, and one that is too large before reading further."""
+        if self.media_type not in media_types:
+            raise problems.NOT_JSON.says(f"Send `Content-Type: {' or '.join(media_types)}`.")
+        too_large = problems.TOO_LARGE.says(f"This takes at most {most} bytes.")
+        length = self.headers.get(b"content-length", b"0")
+        if len(length) > 9 or int(length) > most:
             raise too_large
-    return body
+        parts, size, more = [], 0, True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise problems.MALFORMED.says("The body ended early.")
+            parts.append(message.get("body", b""))
+            more = message.get("more_body", False)
+            if (size := size + len(parts[-1])) > most:
+                raise too_large
+        return b"".join(parts)
+
+    def _cookie(self) -> str:
+        for crumb in self.text(b"cookie").split(";") if b"cookie" in self.headers else ():
+            name, _, value = crumb.strip().partition("=")
+            if name == VOTER_COOKIE:
+                return value
+        return ""
 
 
-_cast_decoder = msgspec.json.Decoder(CastRequest)
-_FIELD = re.compile(r"field `(\w+)`|at `\$\.(\w+)`")
+def _read_batch(body: bytes, media_type: str) -> list[BatchItem | Refusal]:
+    if media_type == "application/x-ndjson":
+        items: list[Any] = [line for line in body.splitlines() if line.strip()]
+    else:
+        try:
+            items = _list_decoder.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise problems.MALFORMED.says("Send a JSON array of votes, or one vote a line as application/x-ndjson.") from None
+    if not 1 <= len(items) <= MAX_BATCH_VOTES:
+        raise problems.INVALID.says(f"A batch takes 1 to {MAX_BATCH_VOTES} votes, not {len(items)}.")
+    return [_read_item(item) for item in items]
 
 
-def _decode(body: bytes) -> CastRequest:
+def _read_item(item: bytes | msgspec.Raw) -> BatchItem | Refusal:
     try:
-        return _cast_decoder.decode(body)
+        return _decode(item, _item_decoder)
+    except Refusal as refusal:
+        return refusal
+
+
+def _show_accepted(vote: AcceptedVote) -> dict[str, Any]:
+    receipt = receipts.write(vote.poll_id, vote.voter_key, vote.vote_id, vote.accepted_at)
+    return {"id": vote.vote_id, "receipt": receipt, "status": "pending", "accepted_at": iso_of(vote.accepted_at)}
+
+
+def _show_item(index: int, vote: AcceptedVote | Refusal) -> dict[str, Any]:
+    if isinstance(vote, Refusal):
+        return {"index": index, "status": "refused", "problem": vote.body()}
+    return {"index": index, **_show_accepted(vote)}
+
+
+def _shows_results(poll: PollSnapshot, request: Request) -> bool:
+    """Return whether whoever asks may read the results, without signing in."""
+    receipt = receipts.read(request.text(b"vote-receipt")) if b"vote-receipt" in request.headers else None
+    has_voted = receipt is not None and receipt.poll_id == poll.id
+    return results.are_public(poll.results_visibility, poll.closes_at, microseconds_now(), has_voted=has_voted)
+
+
+def _show_status(status: VoteStatus) -> dict[str, Any]:
+    return {
+        "id": status.vote_id,
+        "status": status.status,
+        "reason": status.reason,
+        "accepted_at": iso(status.accepted_at),
+        "counted_at": status.counted_at and iso(status.counted_at),
+    }
+
+
+_cast_decoder = msgspec.json.Decoder(Cast)
+_item_decoder = msgspec.json.Decoder(BatchItem)
+_list_decoder = msgspec.json.Decoder(list[msgspec.Raw])
+_status_decoder = msgspec.json.Decoder(StatusRequest)
+_voter_decoder = msgspec.json.Decoder(VoterRequest)
+_FIELD = re.compile(r"field `(\w+)`|at `\$\.(\w+)")
+
+
+def _decode(body: bytes | msgspec.Raw, decoder: msgspec.json.Decoder[T]) -> T:
+    try:
+        return decoder.decode(body)
     except msgspec.ValidationError as exc:
         # msgspec names types and fields, never the values that were sent.
         named = _FIELD.search(str(exc))
@@ -270,19 +393,10 @@ def _read_results(poll_id: str) -> tuple[bytes, bytes] | None:
     read = results.read_results(UUID(poll_id), at=now())
     if read is None:
         return None
+    body = msgspec.json.encode(read)
     # Weak: the same results at a later moment differ in `as_of` only.
-    return (f'W/"{read["revision"]}-{read["status"]}"'.encode(), msgspec.json.encode(read))
-
-
-async def _or_unavailable(reading: Awaitable[V]) -> V:
-    try:
-        return await reading
-    except NothingKnownError:
-        raise problems.UNAVAILABLE.says("The database does not answer. Try again.", headers={"Retry-After": RETRY_AFTER_SECONDS}) from None
-
-
-def _unknown_poll() -> Refusal:
-    return problems.UNKNOWN_POLL.says("No poll has this id.")
+    digest = hashlib.blake2b(msgspec.json.encode({**read, "as_of": None}), digest_size=12).hexdigest()
+    return f'W/"{digest}"'.encode(), body
 
 
 def _refuse(refusal: Refusal) -> Answer:
@@ -294,5 +408,5 @@ def _refuse(refusal: Refusal) -> Answer:
     )
 
 
-def _forwarded_for(scope: Scope) -> str:
-    return b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for").decode("latin-1")
+def _joined(scope: Scope, name: bytes) -> str:
+    return b",".join(value for header, value in scope["headers"] if header == name).decode("latin-1")

@@ -7,7 +7,6 @@ from datetime import datetime
 
 from django.conf import settings
 from django.contrib.postgres.fields import ArrayField
-from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models import F, Q
 from django.utils.timezone import now
@@ -19,7 +18,44 @@ class VoterPolicy(models.TextChoices):
     """Who is one voter in a poll."""
 
     IP = "ip", "the client's address (IPv6: its /64)"
+    SESSION = "session", "the holder of an anonymous voter token"
+    ACCOUNT = "account", "the signed-in user"
+    CODE = "code", "the holder of a voter code that the owner issued"
     CLIENT = "client", "the reference that an authenticated API client sends"
+
+
+class VotingMethod(models.TextChoices):
+    """What a ballot holds."""
+
+    SINGLE = "single", "one option"
+    APPROVAL = "approval", "several options, each worth one"
+
+
+class ResultsVisibility(models.TextChoices):
+    """Who reads a poll's results, and when. Its owner always does."""
+
+    ALWAYS = "always", "everybody, at any time"
+    AFTER_VOTE = "after_vote", "who shows the receipt of a vote; everybody once the poll is closed"
+    AFTER_CLOSE = "after_close", "everybody, once the poll is closed"
+    OWNER = "owner", "the owner only"
+
+
+class LimitMode(models.TextChoices):
+    """What happens to votes beyond a poll's limits per address and per subnet."""
+
+    HARD = "hard", "refused"
+    SOFT = "soft", "accepted, and held in quarantine"
+
+
+class PollStatus(models.TextChoices):
+    """Where a poll is in its life. Always forward, but for a reopening while it is closing."""
+
+    DRAFT = "draft", "its owner works on it; nobody else sees it"
+    SCHEDULED = "scheduled", "it will open"
+    OPEN = "open", "it takes votes"
+    CLOSING = "closing", "it takes no votes any more; the last ones are being counted"
+    FINAL = "final", "all its votes are counted"
+    ARCHIVED = "archived", "out of sight, but for those who know its id"
 
 
 class Outcome(models.TextChoices):
@@ -36,16 +72,28 @@ class Reason(models.TextChoices):
 
     DUPLICATE = "duplicate", "the voter's earlier vote stands"
     CHANGED = "changed", "the voter's later vote stands"
+    WITHDRAWN = "withdrawn", "the voter withdrew it"
+    KEY_REUSED = "key_reused", "an earlier vote with the same Idempotency-Key made another choice"
+    ADDRESS_LIMIT = "address_limit", "as many voters as the poll allows had voted from the address"
+    SUBNET_LIMIT = "subnet_limit", "as many voters as the poll allows had voted from the subnet"
     POLL_UNKNOWN = "poll_unknown", "the poll was deleted"
     OPTION_UNKNOWN = "option_unknown", "the option was removed before the vote was counted"
 
 
 class PollQuerySet(models.QuerySet["Poll"]):
-    def due(self, at: datetime) -> PollQuerySet:
-        return self.filter(opened_at=None, opens_at__lte=at)
-
-    def expired(self, at: datetime) -> PollQuerySet:
-        return self.filter(closed_at=None, closes_at__lte=at)
+    def in_status(self, status: str, at: datetime) -> PollQuerySet:
+        """The polls that `status` calls so. Raises KeyError on anything that is no PollStatus."""
+        published = Q(archived_at=None, published_at__isnull=False)
+        return self.filter(
+            {
+                PollStatus.DRAFT.value: Q(archived_at=None, published_at=None),
+                PollStatus.SCHEDULED.value: published & Q(opens_at__gt=at),
+                PollStatus.OPEN.value: published & Q(opens_at__lte=at, closes_at__gt=at),
+                PollStatus.CLOSING.value: published & Q(closes_at__lte=at, finalised_at=None),
+                PollStatus.FINAL.value: published & Q(closes_at__lte=at, finalised_at__isnull=False),
+                PollStatus.ARCHIVED.value: Q(archived_at__isnull=False),
+            }[status]
+        )
 
 
 class Poll(models.Model):
@@ -55,45 +103,90 @@ class Poll(models.Model):
     owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="polls")
     title = models.CharField(max_length=200)
     description = models.TextField(blank=True, max_length=5000)
+
+    method = models.CharField(max_length=10, choices=VotingMethod, default=VotingMethod.SINGLE)
+    # How many options a ballot holds; 1 and 1 for a single choice.
+    min_choices = models.PositiveSmallIntegerField(default=1)
+    max_choices = models.PositiveSmallIntegerField(default=1)
+
     voter_policy = models.CharField(max_length=10, choices=VoterPolicy)
     # True: a voter's last accepted vote stands. False: the first.
     allow_change = models.BooleanField(default=False)
+    allow_withdrawal = models.BooleanField(default=False)
+
+    # Voters that may vote from one address and one subnet (/24, IPv6: /64); none: as many as there are.
+    address_limit = models.PositiveIntegerField(null=True, blank=True)
+    subnet_limit = models.PositiveIntegerField(null=True, blank=True)
+    limit_mode = models.CharField(max_length=4, choices=LimitMode, default=LimitMode.HARD)
+    # Networks that no limit applies to, such as "198.51.100.0/24": a school, an office, a kiosk.
+    allowed_networks = ArrayField(models.CharField(max_length=43), default=list, blank=True)
+
+    results_visibility = models.CharField(max_length=11, choices=ResultsVisibility, default=ResultsVisibility.ALWAYS)
+
     opens_at = models.DateTimeField(default=now)
     closes_at = models.DateTimeField()
+    published_at = models.DateTimeField(null=True, editable=False)  # none: a draft
     opened_at = models.DateTimeField(null=True, editable=False)
     closed_at = models.DateTimeField(null=True, editable=False)
+    finalised_at = models.DateTimeField(null=True, editable=False)
+    archived_at = models.DateTimeField(null=True, editable=False)
     created_at = models.DateTimeField(default=now, editable=False)
+    # Grows with every change by a person; a client that changes the poll can say which version it has read.
+    version = models.PositiveIntegerField(default=1, editable=False)
 
     objects = PollQuerySet.as_manager()
 
     class Meta:
         db_table = "polls"
-        constraints = [models.CheckConstraint(name="poll_closes_after_it_opens", condition=Q(closes_at__gt=F("opens_at")))]
+        constraints = [
+            models.CheckConstraint(name="poll_closes_after_it_opens", condition=Q(closes_at__gt=F("opens_at"))),
+            models.CheckConstraint(name="poll_choices_are_a_range", condition=Q(min_choices__gte=1) & Q(max_choices__gte=F("min_choices"))),
+            models.CheckConstraint(name="single_choice_is_one_choice", condition=~Q(method="single") | Q(min_choices=1, max_choices=1)),
+            models.CheckConstraint(name="poll_limits_let_somebody_vote", condition=~Q(address_limit=0) & ~Q(subnet_limit=0)),
+        ]
         indexes = [
             models.Index(fields=["-created_at", "-id"], name="polls_newest_first"),  # GET /polls
-            models.Index(fields=["closes_at"], name="polls_not_closed", condition=Q(closed_at=None)),  # closing.close_expired_polls
+            models.Index(fields=["owner", "-created_at"], name="polls_of_an_owner"),  # GET /polls?mine=true
+            models.Index(fields=["closes_at"], name="polls_not_final", condition=Q(finalised_at=None)),  # closing.py
         ]
 
     def __str__(self) -> str:
         return self.title
 
-    def clean(self) -> None:
-        if self.closes_at and self.opens_at and self.closes_at <= self.opens_at:
-            raise ValidationError({"closes_at": "A poll must close after it opens."})
-
-    def status_at(self, at: datetime) -> str:
-        return status(self.opens_at, self.closes_at, at)
+    def status_at(self, at: datetime) -> PollStatus:
+        return status(
+            at,
+            opens_at=self.opens_at,
+            closes_at=self.closes_at,
+            published_at=self.published_at,
+            finalised_at=self.finalised_at,
+            archived_at=self.archived_at,
+        )
 
     @property
-    def status(self) -> str:
+    def status(self) -> PollStatus:
         return self.status_at(now())
 
 
-def status(opens_at: datetime, closes_at: datetime, at: datetime) -> str:
-    """Return "scheduled", "open" or "closed": what the moments say, so that no job that runs late can contradict the deadline."""
+def status(
+    at: datetime,
+    *,
+    opens_at: datetime,
+    closes_at: datetime,
+    published_at: datetime | None,
+    finalised_at: datetime | None,
+    archived_at: datetime | None,
+) -> PollStatus:
+    """Return where a poll with these moments is: no job that runs late can contradict the deadline."""
+    if archived_at is not None:
+        return PollStatus.ARCHIVED
+    if published_at is None:
+        return PollStatus.DRAFT
     if at < opens_at:
-        return "scheduled"
-    return "open" if at < closes_at else "closed"
+        return PollStatus.SCHEDULED
+    if at < closes_at:
+        return PollStatus.OPEN
+    return PollStatus.CLOSING if finalised_at is None else PollStatus.FINAL
 
 
 class Option(models.Model):
@@ -101,6 +194,7 @@ class Option(models.Model):
 
     poll = models.ForeignKey(Poll, on_delete=models.CASCADE, related_name="options")
     text = models.CharField(max_length=200)
+    description = models.TextField(blank=True, max_length=2000)
     position = models.PositiveSmallIntegerField()
 
     class Meta:
@@ -115,6 +209,27 @@ class Option(models.Model):
         return self.text
 
 
+class JournalEntry(models.Model):
+    """A change of a poll: who, when, why, and what it was before. Only ever added."""
+
+    poll = models.ForeignKey(Poll, on_delete=models.CASCADE, related_name="journal")
+    at = models.DateTimeField()
+    # The name of the user or API client, or "the clock". Text, so that it outlives them.
+    actor = models.CharField(max_length=200)
+    action = models.CharField(max_length=20)
+    reason = models.TextField(blank=True, max_length=500)
+    # {field: [before, after]}
+    changes = models.JSONField(default=dict)
+
+    class Meta:
+        db_table = "journal"
+        verbose_name_plural = "journal entries"
+        indexes = [models.Index(fields=["poll", "-id"], name="journal_of_a_poll")]  # GET /polls/{id}/journal
+
+    def __str__(self) -> str:
+        return f"{self.action} by {self.actor}"
+
+
 class CastVote(models.Model):
     """What every stored vote holds, standing or not."""
 
@@ -123,16 +238,19 @@ class CastVote(models.Model):
     # Keyed hash of the voter in this poll (voters.py), never the voter.
     voter_key = models.UUIDField()
     vote_id = models.UUIDField()
-    # Ids of the chosen options.
+    # Ids of the chosen options, sorted; none where the voter withdrew.
     selection = ArrayField(models.BigIntegerField())
     accepted_at = models.DateTimeField()
+    # Keyed hashes of the client's address and subnet (voters.py); none for allowed networks and for votes by API clients.
+    address_key = models.BigIntegerField(null=True)
+    subnet_key = models.BigIntegerField(null=True)
 
     class Meta:
         abstract = True
 
 
 class Vote(CastVote):
-    """The votes that stand. The key itself is the rule: one vote per voter per poll."""
+    """The votes that stand. The key itself is the rule: one vote per voter per poll. A withdrawal stands as a vote for nothing."""
 
     pk = models.CompositePrimaryKey("poll_id", "voter_key")
     counted_at = models.DateTimeField()
@@ -155,7 +273,11 @@ class VoteAside(CastVote):
 
 
 class Tally(models.Model):
-    """The results table: how many votes stand for a selection. Changes only together with the votes, in one transaction."""
+    """The results table: how many votes stand for a selection. Changes only together with the votes, in one transaction.
+
+    A single choice adds to the tally of its option; an approval ballot to that of each chosen option, and to the one
+    without options, which counts the ballots.
+    """
 
     poll = models.ForeignKey(Poll, on_delete=models.CASCADE, related_name="tallies")
     selection = ArrayField(models.BigIntegerField())
@@ -169,6 +291,38 @@ class Tally(models.Model):
         constraints = [models.UniqueConstraint(fields=["poll", "selection"], name="one_tally_per_selection")]
 
 
+class NetworkCount(models.Model):
+    """How many voters a limited poll has let vote from an address or subnet. Changes together with the votes, never falls."""
+
+    pk = models.CompositePrimaryKey("poll_id", "network_key")
+    poll_id = models.UUIDField()
+    network_key = models.BigIntegerField()
+    voters = models.IntegerField()
+
+    class Meta:
+        db_table = "network_counts"
+
+
+class VoterCode(models.Model):
+    """A code that lets its holder vote in one poll. The code itself is not stored: its hash is the voter key of its vote."""
+
+    poll = models.ForeignKey(Poll, on_delete=models.CASCADE, related_name="codes", db_index=False)
+    voter_key = models.UUIDField()
+    # The owner's own words for whom it was made, such as a membership number.
+    label = models.CharField(max_length=100, blank=True)
+    created_at = models.DateTimeField(default=now)
+    # From this moment on it is not accepted. A little after the revocation, by when every web process knows.
+    revoked_at = models.DateTimeField(null=True)
+
+    class Meta:
+        db_table = "voter_codes"
+        constraints = [models.UniqueConstraint(fields=["poll", "voter_key"], name="one_code_per_voter")]
+        indexes = [models.Index(fields=["poll", "id"], name="codes_of_a_poll")]  # GET /polls/{id}/codes, page by page
+
+    def __str__(self) -> str:
+        return self.label or f"code {self.pk}"
+
+
 class OutboxBundle(models.Model):
     """A bundle that the broker could not take; `outbox.drain` counts and deletes it."""
 
@@ -179,15 +333,31 @@ class OutboxBundle(models.Model):
         db_table = "outbox"
 
 
+class Scope(models.TextChoices):
+    """What an API client may do in its owner's name."""
+
+    VOTES_CAST = "votes:cast", "cast votes"
+    POLLS_WRITE = "polls:write", "make and change polls"
+    RESULTS_READ = "results:read", "read results that are not public"
+
+
 class ApiClient(models.Model):
-    """A program that votes for its own users. It may vote in the `client` polls of its owner."""
+    """A program that acts for its owner, within its scopes, in the owner's polls (or in the one it was made for)."""
 
     owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="api_clients")
     name = models.CharField(max_length=100)
+    scopes = ArrayField(models.CharField(max_length=20, choices=Scope), default=list)
+    poll = models.ForeignKey(Poll, null=True, blank=True, on_delete=models.CASCADE, related_name="api_clients")
     prefix = models.CharField(max_length=16, unique=True, editable=False)
     # SHA-256 of the key. The key is 256 random bits, so a slow password hash would protect nothing more.
     key_hash = models.BinaryField(max_length=32, editable=False)
+    # The key before the last rotation works until this moment, so that the program can change over.
+    previous_prefix = models.CharField(max_length=16, null=True, unique=True, editable=False)
+    previous_key_hash = models.BinaryField(max_length=32, null=True, editable=False)
+    previous_until = models.DateTimeField(null=True, editable=False)
     created_at = models.DateTimeField(default=now, editable=False)
+    # About a minute exact: not written for every vote.
+    last_used_at = models.DateTimeField(null=True, editable=False)
     revoked_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:

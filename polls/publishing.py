@@ -8,7 +8,9 @@ import itertools
 import logging
 import uuid
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from uuid import UUID
 
 from aiormq import Connection
 from aiormq.abc import AbstractChannel
@@ -94,6 +96,27 @@ class Publisher:
 
         Raises NobodyTookItError within LONGEST_WAIT_SECONDS + CONFIRM_SECONDS + OUTBOX_SECONDS, however broker and database fail.
         """
+        # Shielded: a client that goes away must not cancel the bundle of the others.
+        await asyncio.shield(self._join(vote))
+
+    async def take_all(self, votes: Sequence[AcceptedVote]) -> set[UUID]:
+        """Return once it is known of all votes whether they can be lost; the ids of those that can. In as much time as `take`."""
+        carried: dict[asyncio.Future[None], list[AcceptedVote]] = {}
+        lost: set[UUID] = set()
+        for vote in votes:
+            try:
+                carried.setdefault(self._join(vote), []).append(vote)
+            except NobodyTookItError:
+                lost.add(vote.vote_id)
+        for bundle, passengers in carried.items():
+            try:
+                await asyncio.shield(bundle)
+            except NobodyTookItError:
+                lost.update(vote.vote_id for vote in passengers)
+        return lost
+
+    def _join(self, vote: AcceptedVote) -> asyncio.Future[None]:
+        """Put the vote into the bundle that leaves next and return the future that settles with it; raises NobodyTookItError when full."""
         if self._unanswered >= settings.MAX_WAITING_VOTES:
             raise NobodyTookItError
         if not self._waiting or self._waiting[-1].is_full:
@@ -105,8 +128,7 @@ class Publisher:
         bundle = self._waiting[-1]
         bundle.votes.append(vote)
         self._unanswered += 1
-        # Shielded: a client that goes away must not cancel the bundle of the others.
-        await asyncio.shield(bundle.carried)
+        return bundle.carried
 
     def _send_off(self) -> None:
         """Send the waiting bundles; one that has room waits, while it may, until no other is on its way and its time has come."""
@@ -156,7 +178,7 @@ class Publisher:
         try:
             async with asyncio.timeout(settings.CONFIRM_SECONDS):
                 await channel.basic_publish(
-                    b"[[" + bundle + b'],{},{"callbacks":null,"errbacks":null,"chain":null,"chord":null}]',
+                    b'[["' + bundle + b'"],{},{"callbacks":null,"errbacks":null,"chain":null,"chord":null}]',
                     routing_key=settings.VOTES_QUEUE,
                     properties=message,
                     mandatory=True,  # without it a broker confirms what no queue took

@@ -4,6 +4,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -58,19 +59,25 @@ def read(receipt: str) -> Receipt | None:
 
 
 # One statement, so one moment: a vote that is being set aside is never found in neither table.
-_STATUS = """
-    SELECT 'counted', NULL, accepted_at, counted_at FROM votes WHERE poll_id = %(poll)s AND voter_key = %(voter)s AND vote_id = %(vote)s
+_STATUSES = """
+    WITH asked AS (SELECT * FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[]) AS a (poll_id, voter_key, vote_id))
+    SELECT poll_id, voter_key, vote_id, 'counted', NULL, accepted_at, counted_at FROM votes JOIN asked USING (poll_id, voter_key, vote_id)
     UNION ALL
-    SELECT outcome, reason, accepted_at, NULL FROM outcomes WHERE poll_id = %(poll)s AND voter_key = %(voter)s AND vote_id = %(vote)s
+    SELECT poll_id, voter_key, vote_id, outcome, reason, accepted_at, NULL FROM outcomes JOIN asked USING (poll_id, voter_key, vote_id)
 """
 
 
-def find_status(receipt: Receipt) -> VoteStatus:
-    """Return what became of the vote. In neither table it is pending: a genuine receipt means that it was accepted."""
+def find_statuses(receipts: Sequence[Receipt]) -> dict[Receipt, VoteStatus]:
+    """Return what became of the votes. In neither table one is pending: a genuine receipt means that it was accepted."""
+    keys = [[getattr(receipt, name) for receipt in receipts] for name in ("poll_id", "voter_key", "vote_id")]
     with connection.cursor() as cursor:
-        cursor.execute(_STATUS, {"poll": receipt.poll_id, "voter": receipt.voter_key, "vote": receipt.vote_id})
-        row = cursor.fetchone()
-    return VoteStatus(receipt.vote_id, *(row or ("pending", None, receipt.accepted_at, None)))
+        cursor.execute(_STATUSES, keys)
+        found = {(poll_id, voter_key, vote_id): VoteStatus(vote_id, *rest) for poll_id, voter_key, vote_id, *rest in cursor}
+    return {
+        receipt: found.get((receipt.poll_id, receipt.voter_key, receipt.vote_id))
+        or VoteStatus(receipt.vote_id, "pending", None, receipt.accepted_at, None)
+        for receipt in receipts
+    }
 
 
 def _mac(content: bytes) -> bytes:

@@ -1,43 +1,74 @@
-"""Results: a poll's tallies as the API shows them."""
+"""Results: a poll's tallies as the API shows them, and who may see them when."""
 
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, TypeVar
 from uuid import UUID
 
 from django.db import connection
 
-from polls.models import status
+from polls.models import ResultsVisibility, VotingMethod, status
 from polls.moments import iso
 
-# One statement, so one moment: the total always equals the sum of the options.
+Moment = TypeVar("Moment", datetime, int)
+
+# One statement, so one moment: the total always fits the options.
 _RESULTS = """
-    SELECT p.opens_at, p.closes_at, o.id, o.text, o.position, coalesce(t.votes, 0), coalesce(t.revision, 0)
-    FROM polls p JOIN options o ON o.poll_id = p.id LEFT JOIN tallies t ON t.poll_id = p.id AND t.selection = ARRAY[o.id]
-    WHERE p.id = %s ORDER BY o.position
+    SELECT p.id, p.method, p.opens_at, p.closes_at, p.published_at, p.finalised_at, p.archived_at,
+           coalesce(b.votes, 0), o.id, o.text, o.position, coalesce(t.votes, 0), coalesce(t.revision, 0)
+    FROM polls p JOIN options o ON o.poll_id = p.id
+    LEFT JOIN tallies t ON t.poll_id = p.id AND t.selection = ARRAY[o.id]
+    LEFT JOIN tallies b ON b.poll_id = p.id AND b.selection = '{}'
+    WHERE p.id = ANY(%s::uuid[]) ORDER BY p.id, o.position
 """
+
+
+def are_public(visibility: str, closes_at: Moment, at: Moment, *, has_voted: bool = False) -> bool:
+    """Return whether everybody reads the results of a published poll; with `has_voted`, whether whoever has a receipt of it does.
+
+    Both moments are of one kind: the hot routes have numbers. A poll that is reopened hides its results again.
+    """
+    if visibility == ResultsVisibility.ALWAYS or (visibility == ResultsVisibility.AFTER_VOTE and has_voted):
+        return True
+    return visibility != ResultsVisibility.OWNER and closes_at <= at
 
 
 def read_results(poll_id: UUID, at: datetime) -> dict[str, Any] | None:
     """Return the poll's results from the tallies alone, or None when there is no such poll.
 
-    `{"poll", "status", "total_votes", "options": [{"id", "text", "position", "votes", "share"}], "revision", "as_of"}`,
-    options by position, `share` from 0 to 1 of the total. `revision` grows with every change of the tallies.
+    `{"poll", "status", "method", "total_votes", "options": [{"id", "text", "position", "votes", "share"}], "revision", "as_of",
+    "is_final"}`, options by position. `total_votes` counts ballots, `share` is from 0 to 1 of them: those of an approval poll can
+    add up to more. `revision` grows with every change of the tallies. `is_final`: all votes are counted, nothing changes any more.
     """
+    return read_all_results([poll_id], at).get(poll_id)
+
+
+def read_all_results(poll_ids: Sequence[UUID], at: datetime) -> dict[UUID, dict[str, Any]]:
+    """Return the results of those of the polls that there are, as `read_results` does. One statement for all."""
     with connection.cursor() as cursor:
-        cursor.execute(_RESULTS, [poll_id])
-        rows = cursor.fetchall()
-    if not rows:
-        return None
-    opens_at, closes_at = rows[0][:2]
-    total = sum(votes for *_, votes, _ in rows)
+        cursor.execute(_RESULTS, [list(poll_ids)])
+        return {poll_id: _sum_up(poll_id, list(rows), at) for poll_id, rows in groupby(cursor, key=itemgetter(0))}
+
+
+def _sum_up(poll_id: UUID, rows: list[tuple[Any, ...]], at: datetime) -> dict[str, Any]:
+    _, method, opens_at, closes_at, published_at, finalised_at, archived_at, ballots = rows[0][:8]
+    options = [row[8:] for row in rows]
+    total = sum(votes for *_, votes, _ in options) if method == VotingMethod.SINGLE else ballots
+    now_is = status(
+        at, opens_at=opens_at, closes_at=closes_at, published_at=published_at, finalised_at=finalised_at, archived_at=archived_at
+    )
     return {
         "poll": str(poll_id),
-        "status": status(opens_at, closes_at, at),
+        "status": str(now_is),
+        "method": method,
         "total_votes": total,
         "options": [
             {"id": str(id), "text": text, "position": position, "votes": votes, "share": round(votes / total, 6) if total else 0.0}
-            for _, _, id, text, position, votes, _ in rows
+            for id, text, position, votes, _ in options
         ],
-        "revision": sum(revision for *_, revision in rows),
+        "revision": sum(revision for *_, revision in options),
         "as_of": iso(at),
+        "is_final": finalised_at is not None,
     }

@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Generic, TypeVar
 from uuid import UUID
 
-from polls import patience
-from polls.models import ApiClient, Option, Poll
+from django.utils.timezone import now
+
+from polls import clients, patience
+from polls.models import LimitMode, Option, Poll, Scope
 from polls.moments import to_microseconds
 
 logger = logging.getLogger(__name__)
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+A = TypeVar("A")
 
 # How long a request waits for PostgreSQL when nothing is known, and when something older is (seconds). Casting a vote may
 # wait for two of the latter, and then for broker and outbox, and has to answer within 4 s.
@@ -38,7 +42,14 @@ class PollSnapshot:
 
     id: UUID
     owner_id: int
+    is_draft: bool
     voter_policy: str
+    min_choices: int
+    max_choices: int
+    allow_withdrawal: bool
+    has_hard_limits: bool
+    allowed_networks: tuple[IPv4Network | IPv6Network, ...]
+    results_visibility: str
     opens_at: int
     closes_at: int
     # {id as in the API: id as in the tables}
@@ -50,13 +61,21 @@ class PollSnapshot:
         if poll is None:
             return None
         options = Option.objects.filter(poll=poll).values_list("id", flat=True)
+        has_limits = poll.address_limit is not None or poll.subnet_limit is not None
         return PollSnapshot(
-            poll.id,
-            poll.owner_id,
-            poll.voter_policy,
-            to_microseconds(poll.opens_at),
-            to_microseconds(poll.closes_at),
-            {str(option_id): option_id for option_id in options},
+            id=poll.id,
+            owner_id=poll.owner_id,
+            is_draft=poll.published_at is None,
+            voter_policy=poll.voter_policy,
+            min_choices=poll.min_choices,
+            max_choices=poll.max_choices,
+            allow_withdrawal=poll.allow_withdrawal,
+            has_hard_limits=has_limits and poll.limit_mode == LimitMode.HARD,
+            allowed_networks=tuple(ip_network(network) for network in poll.allowed_networks),
+            results_visibility=poll.results_visibility,
+            opens_at=to_microseconds(poll.opens_at),
+            closes_at=to_microseconds(min(poll.closes_at, poll.archived_at or poll.closes_at)),
+            options={str(option_id): option_id for option_id in options},
         )
 
 
@@ -66,15 +85,20 @@ class ClientSnapshot:
 
     id: int
     owner_id: int
+    # The only poll it may act in, if it was made for one.
+    poll_id: UUID | None
     key_hash: bytes
-    is_revoked: bool
+    may_cast: bool
 
     @staticmethod
     def read(prefix: str) -> ClientSnapshot | None:
-        client = ApiClient.objects.filter(prefix=prefix).first()
-        if client is None:
+        at = now()
+        found = clients.find_by_prefix(prefix, at)
+        if found is None:
             return None
-        return ClientSnapshot(client.pk, client.owner_id, bytes(client.key_hash), client.revoked_at is not None)
+        client, key_hash = found
+        clients.note_use(client.pk, at)
+        return ClientSnapshot(client.pk, client.owner_id, client.poll_id, key_hash, Scope.VOTES_CAST in client.scopes)
 
 
 class Snapshots(Generic[K, V]):
@@ -138,7 +162,55 @@ class Snapshots(Generic[K, V]):
             self._known[key] = (time.monotonic() + PAUSE_SECONDS, entry[1])
 
 
-def _with_a_connection(read: Callable[[K], V], key: K) -> V:
+class SharedReads(Generic[K, V]):
+    """Questions that only PostgreSQL can answer, in one event loop: all that come while one statement runs share the next.
+
+    `read` gets the keys and returns what it found of them, in a thread with a database connection of its own.
+    """
+
+    def __init__(self, read: Callable[[list[K]], Mapping[K, V]], threads: ThreadPoolExecutor) -> None:
+        self._read = read
+        self._threads = threads
+        self._waiting: list[tuple[K, asyncio.Future[V | None]]] = []
+        self._reading: asyncio.Task[None] | None = None
+
+    def get(self, key: K) -> asyncio.Future[V | None]:
+        """Return what is known of the key now. Raises NothingKnownError when PostgreSQL does not answer in QUERY_SECONDS."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[V | None] = loop.create_future()
+        self._waiting.append((key, answer))
+        if self._reading is None:
+            self._reading = loop.create_task(self._answer())
+        return answer
+
+    async def get_all(self, keys: Sequence[K]) -> list[V | None]:
+        return list(await asyncio.gather(*map(self.get, keys)))
+
+    async def _answer(self) -> None:
+        """Answer those who wait, and those who come meanwhile, until nobody waits."""
+        await asyncio.sleep(0)  # the other requests that this turn of the loop has read join
+        while self._waiting:
+            asked, self._waiting = self._waiting, []
+            reading = asyncio.get_running_loop().run_in_executor(
+                self._threads, _with_a_connection, self._read, list(dict.fromkeys(key for key, _ in asked))
+            )
+            try:
+                async with asyncio.timeout(QUERY_SECONDS):
+                    found = await reading
+            except Exception:
+                # Also those who came meanwhile: they would wait as long again.
+                for _, answer in [*asked, *self._waiting]:
+                    if not answer.done():
+                        answer.set_exception(NothingKnownError())
+                self._waiting = []
+            else:
+                for key, answer in asked:
+                    if not answer.done():  # its client may have gone
+                        answer.set_result(found.get(key))
+        self._reading = None
+
+
+def _with_a_connection(read: Callable[[A], V], key: A) -> V:
     try:
         return patience.once_more(lambda: read(key))
     except Exception as exc:

@@ -3,13 +3,21 @@
 from celery import shared_task
 from django.utils.timezone import now
 
-from polls import closing, outbox
+from polls import accounts, closing, outbox
+from tasks import queues
 
 
 @shared_task(name="polls.open_and_close", acks_late=False)
 def open_and_close_polls() -> None:
     closing.open_due_polls(at=now())
     closing.close_expired_polls(at=now())
+
+
+@shared_task(name="polls.finalise", acks_late=False)
+def finalise_polls() -> None:
+    at = now()  # before looking at the queues: what they hold later belongs to polls that end later
+    if queues.are_empty():
+        closing.finalise_polls(at)
 
 
 @shared_task(name="outbox.drain", acks_late=False)
@@ -20,3 +28,8 @@ def drain_outbox() -> None:
 @shared_task(name="outcomes.purge", acks_late=False)
 def purge_outcomes() -> None:
     closing.purge_outcomes(at=now())
+
+
+@shared_task(name="tokens.purge", acks_late=False)
+def purge_expired_tokens() -> None:
+    accounts.purge_expired_tokens(at=now())

@@ -22,21 +22,25 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import msgspec
 import pytest
 from celery import current_app
 from django.conf import settings
 from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Group
 from django.db import connection
 from django.test.utils import setup_databases, teardown_databases
 from django.utils.timezone import now
 from kombu import Producer
 
-from polls import bundles, editing, voters
+from polls import bundles, clients, editing, roles, voters
 from polls.bundles import AcceptedVote
-from polls.models import ApiClient, Poll, Tally, Vote, VoteAside
+from polls.models import Poll, Scope, Tally, Vote, VoteAside
 from tasks import queues
 
 ROOT = Path(__file__).parent.parent
+# All tests come from one address (test_throttling.py sets limits of its own), and sign in once.
+PROCESS_SETTINGS = {"ADDRESS_REQUESTS_PER_MINUTE": "0", "ATTEMPTS_PER_MINUTE": "0", "ACCESS_TOKEN_MINUTES": "600"}
 PASSWORD = "correct horse battery staple"
 
 
@@ -69,16 +73,27 @@ def broker(_database: None) -> Iterator[None]:
 _numbers = itertools.count()
 
 
+def make_user(name: str, *roles: str) -> Any:
+    """A user with these roles and PASSWORD."""
+    user = get_user_model().objects.create_user(name, f"{name}@example.org", PASSWORD)
+    user.groups.set(Group.objects.filter(name__in=roles))
+    return user
+
+
 @pytest.fixture(scope="session")
 def owner(_database: None) -> Any:
-    return get_user_model().objects.create_user("olga", password=PASSWORD)
+    return make_user("olga", roles.OWNER)
+
+
+def make_key(owner: Any) -> str:
+    """The key of a new API client of this owner, with all scopes."""
+    _, key = clients.make_client(owner, {"name": "kiosk", "scopes": list(Scope)}, at=now())
+    return key
 
 
 @pytest.fixture(scope="session")
 def client_key(owner: Any) -> str:
-    key = voters.new_client_key()
-    ApiClient.objects.create(owner=owner, name="kiosk", prefix=voters.key_prefix(key), key_hash=voters.key_hash(key))
-    return key
+    return make_key(owner)
 
 
 @pytest.fixture
@@ -97,7 +112,7 @@ def make_poll(owner: Any) -> Callable[..., Poll]:
         poll = editing.create_poll(owner, wanted, at=at)
         # Past the rules, which let no poll begin in the past.
         Poll.objects.filter(pk=poll.pk).update(
-            opens_at=at + timedelta(seconds=min(opens_in, closes_in - 1)), closes_at=at + timedelta(seconds=closes_in)
+            opens_at=at + timedelta(seconds=min(opens_in, closes_in - 1)), closes_at=at + timedelta(seconds=closes_in), opened_at=None
         )
         poll.refresh_from_db()
         return poll
@@ -114,10 +129,16 @@ def option(poll: Poll, text: str) -> int:
     return poll.options.get(text=text).pk
 
 
-def vote_of(poll: Poll, voter: str, text: str = "soup", *, at: int = 0, vote_id: UUID | None = None) -> AcceptedVote:
-    """An accepted vote; `at` is when, in seconds of this test's own time."""
+def vote_of(poll: Poll, voter: str, *texts: str, at: int = 0, vote_id: UUID | None = None, address: str | None = None) -> AcceptedVote:
+    """An accepted vote, for soup if nothing is said; `at` is when, in seconds of this test's own time."""
     accepted_at = 1_800_000_000_000_000 + at * 1_000_000
-    return AcceptedVote(vote_id or uuid4(), poll.pk, voters.voter_key(poll.pk, "client", voter), (option(poll, text),), accepted_at)
+    selection = tuple(sorted(option(poll, text) for text in texts or ("soup",)))
+    networks = voters.network_keys(address) if address else ()
+    return AcceptedVote(vote_id or uuid4(), poll.pk, voters.voter_key(poll.pk, "client", voter), selection, accepted_at, *networks)
+
+
+def withdrawal_of(poll: Poll, voter: str, *, at: int = 0) -> AcceptedVote:
+    return msgspec.structs.replace(vote_of(poll, voter, at=at), selection=())
 
 
 def standing(poll: Poll) -> dict[UUID, UUID]:
@@ -126,9 +147,10 @@ def standing(poll: Poll) -> dict[UUID, UUID]:
 
 
 def tallies(poll: Poll) -> dict[str, int]:
-    """{option text: votes}, without the options that have none."""
+    """{option text: votes}, without the options that have none; approval polls have "ballots", too."""
     texts = dict(poll.options.values_list("id", "text"))
-    return {texts[tally.selection[0]]: tally.votes for tally in Tally.objects.filter(poll=poll) if tally.votes}
+    found = Tally.objects.filter(poll=poll).exclude(votes=0)
+    return {texts[tally.selection[0]] if tally.selection else "ballots": tally.votes for tally in found}
 
 
 def outcome_of(vote: AcceptedVote) -> tuple[str, str | None] | None:
@@ -144,8 +166,15 @@ def assert_tallies_equal_votes() -> None:
     """The promise, over all polls, in one statement and so at one moment."""
     with connection.cursor() as cursor:
         cursor.execute("""
+            WITH ballots AS (
+                SELECT v.poll_id, v.selection, p.method FROM votes v JOIN polls p ON p.id = v.poll_id WHERE v.selection <> '{}'
+            ), counted AS (
+                SELECT poll_id, selection FROM ballots WHERE method = 'single'
+                UNION ALL SELECT poll_id, '{}' FROM ballots WHERE method = 'approval'
+                UNION ALL SELECT poll_id, ARRAY[option] FROM ballots, unnest(selection) AS option WHERE method = 'approval'
+            )
             SELECT * FROM (SELECT poll_id, selection, votes FROM tallies WHERE votes <> 0) t
-            FULL JOIN (SELECT poll_id, selection, count(*) AS votes FROM votes GROUP BY 1, 2) v USING (poll_id, selection)
+            FULL JOIN (SELECT poll_id, selection, count(*) AS votes FROM counted GROUP BY 1, 2) v USING (poll_id, selection)
             WHERE t.votes IS DISTINCT FROM v.votes
         """)
         assert cursor.fetchall() == []
@@ -169,7 +198,7 @@ def task_message(bundle: Any) -> tuple[dict[str, Any], bytes]:
 
 
 def bundle_of(*votes: AcceptedVote) -> tuple[dict[str, Any], bytes]:
-    return task_message(json.loads(bundles.write(list(votes))))
+    return task_message(bundles.write(list(votes)).decode())
 
 
 @pytest.fixture
@@ -273,7 +302,8 @@ def database_url() -> str:
 @contextmanager
 def process(*command: str, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """A process of the product on the test database; asked to end, and made to, at the end."""
-    env = {**os.environ, "DATABASE_URL": database_url(), "QUEUE_PREFIX": settings.QUEUE_PREFIX, **environment}
+    own = {"DATABASE_URL": database_url(), "QUEUE_PREFIX": settings.QUEUE_PREFIX}
+    env = {**os.environ, **own, **PROCESS_SETTINGS, **environment}
     with log.open("ab") as output:
         running = subprocess.Popen(
             [sys.executable, "-m", *command], cwd=ROOT, env=env, stdout=output, stderr=output, start_new_session=True
@@ -324,8 +354,13 @@ def api(pipeline: int, client_key: str) -> Api:
     return Api(pipeline, {"authorization": f"Api-Key {client_key}"})
 
 
+def signed_in(port: int, username: str) -> Api:
+    """The running pipeline as this user sees it."""
+    tokens = Api(port, {}).post("/api/v1/auth/token", {"username": username, "password": PASSWORD})
+    return Api(port, {"authorization": f"Bearer {tokens.json['access']}"})
+
+
 @pytest.fixture(scope="session")
 def owners_api(pipeline: int, owner: Any) -> Api:
     """The running pipeline as the signed-in owner sees it."""
-    tokens = Api(pipeline, {}).post("/api/v1/auth/token", {"username": "olga", "password": PASSWORD})
-    return Api(pipeline, {"authorization": f"Bearer {tokens.json['access']}"})
+    return signed_in(pipeline, owner.username)

@@ -18,7 +18,9 @@ README = (ROOT / "README.md").read_text()
 def test_the_walk_through_works_when_pasted(pipeline, tmp_path):
     admin = get_user_model().objects.create_superuser(f"admin-{now():%s%f}", password=PASSWORD)
     key = voters.new_client_key()
-    ApiClient.objects.create(owner=admin, name="readme", prefix=voters.key_prefix(key), key_hash=voters.key_hash(key))
+    ApiClient.objects.create(
+        owner=admin, name="readme", scopes=["votes:cast"], prefix=voters.key_prefix(key), key_hash=voters.key_hash(key)
+    )
     dev = {"base_url": f"http://127.0.0.1:{pipeline}", "admin_user": admin.username, "admin_password": PASSWORD, "client_key": key}
     (tmp_path / ".local").mkdir()
     (tmp_path / ".local" / "dev.json").write_text(json.dumps(dev))

@@ -23,7 +23,16 @@ PRODUCTION = {
     "DATABASE_URL": "postgres://nexus:secret@db.example.org:5432/nexus",
     "CELERY_BROKER_URL": "amqps://nexus:secret@mq.example.org:5671//",
 }
-WHOLE_NUMBERS = ["TRUSTED_PROXIES", "BUNDLE_MAX_VOTES", "MAX_WAITING_VOTES", "SECURE_HSTS_SECONDS"]
+WHOLE_NUMBERS = [
+    "KEY_ROTATION_HOURS",
+    "TRUSTED_PROXIES",
+    "ADDRESS_REQUESTS_PER_MINUTE",
+    "CLIENT_VOTES_PER_MINUTE",
+    "ATTEMPTS_PER_MINUTE",
+    "BUNDLE_MAX_VOTES",
+    "MAX_WAITING_VOTES",
+    "SECURE_HSTS_SECONDS",
+]
 NUMBERS = [
     *WHOLE_NUMBERS,
     "CONFIRM_SECONDS",
@@ -31,7 +40,10 @@ NUMBERS = [
     "POLL_SNAPSHOT_SECONDS",
     "RESULTS_CACHE_SECONDS",
     "DATABASE_PATIENCE_SECONDS",
+    "FINAL_AFTER_SECONDS",
     "OUTCOMES_KEEP_DAYS",
+    "ACCESS_TOKEN_MINUTES",
+    "REFRESH_TOKEN_DAYS",
 ]
 
 
@@ -82,7 +94,11 @@ def test_half_of_what_is_counted_in_wholes(load, name):
         ("POLL_SNAPSHOT_SECONDS", 0, 60),
         ("RESULTS_CACHE_SECONDS", 0, 60),
         ("DATABASE_PATIENCE_SECONDS", 1, 840),
+        ("FINAL_AFTER_SECONDS", 4, 86_400),
         ("OUTCOMES_KEEP_DAYS", 1, 36_500),
+        ("ACCESS_TOKEN_MINUTES", 1, 1440),
+        ("REFRESH_TOKEN_DAYS", 1, 365),
+        ("KEY_ROTATION_HOURS", 0, 720),
     ],
 )
 def test_a_number_at_its_limits_and_just_past_them(load, name, least, most):
@@ -98,7 +114,7 @@ def test_two_waits_that_together_keep_a_client_waiting(load):
         load(CONFIRM_SECONDS="2.3", OUTBOX_SECONDS="1.2")
 
 
-@pytest.mark.parametrize("name", ["DEBUG", "SECURE_SSL_REDIRECT"])
+@pytest.mark.parametrize("name", ["DEBUG", "SECURE_SSL_REDIRECT", "REGISTRATION_OPEN", "GRAPHQL_INTROSPECTION"])
 @pytest.mark.parametrize("text", ["", "yess", "2", "none"])
 def test_a_switch_that_is_neither_on_nor_off(load, name, text):
     with pytest.raises(ImproperlyConfigured, match=rf"^{name} is '{text}'; it must be true or false\.$"):
@@ -126,10 +142,13 @@ def test_without_debug_a_secret_that_protects_nothing(load, name):
         ("CELERY_BROKER_URL", "amqp://nexus@mq:terces//"),
         ("CELERY_BROKER_URL", "amqp://mq//;redis://:terces@cache"),
         *[("CACHE_URL", text) for text in ("", "terces", "terces://cache")],
+        *[("EMAIL_URL", text) for text in ("", "terces", "terces://mail", "smtp+tls://")],
+        ("EMAIL_URL", "smtp://nexus@mail:terces"),
+        ("EMAIL_URL", "smtp://nexus:terces/@mail"),
     ],
 )
 def test_an_address_of_no_such_server_is_told_without_its_password(load, name, text):
-    with pytest.raises(ImproperlyConfigured, match=rf"^{name} must read \w+://") as refused:
+    with pytest.raises(ImproperlyConfigured, match=rf"^{name} must read [\w+]+://") as refused:
         load(**{name: text})
     assert "terces" not in str(refused.value)
     assert refused.value.__suppress_context__
@@ -146,15 +165,51 @@ def test_a_prefix_that_no_queue_may_have(load, text):
         load(QUEUE_PREFIX=text)
 
 
+@pytest.mark.parametrize("text", ["admin", "Owner", "owner,admin", " ", "none"])
+def test_a_role_that_no_new_account_may_have(load, text):
+    assert [load(NEW_ACCOUNT_ROLE=role)["NEW_ACCOUNT_ROLE"] for role in ("", "owner")] == ["", "owner"]
+    with pytest.raises(ImproperlyConfigured, match=r"^NEW_ACCOUNT_ROLE is .*; it must be \"owner\", or empty for none\.$"):
+        load(NEW_ACCOUNT_ROLE=text)
+
+
+def test_a_mail_server_with_its_login_and_tls(load):
+    read = load(EMAIL_URL="smtp+tls://nexus:pass%2Fword@mail.example.org:587")
+    assert (read["EMAIL_HOST"], read["EMAIL_PORT"], read["EMAIL_USE_TLS"]) == ("mail.example.org", 587, True)
+    assert (read["EMAIL_HOST_USER"], read["EMAIL_HOST_PASSWORD"]) == ("nexus", "pass/word")
+
+
+def test_no_mail_is_written_to_the_log_of_a_production_installation(load):
+    assert load(**PRODUCTION)["EMAIL_BACKEND"].endswith("dummy.EmailBackend")
+    with pytest.raises(ImproperlyConfigured, match=r"^EMAIL_URL must name a mail server when DEBUG is off"):
+        load(**PRODUCTION, EMAIL_URL="consolemail://")
+
+
+@pytest.mark.parametrize("text", ["example.org/{uid}/{token}", "https://vote.example.org/{uid}", "javascript:{uid}{token}", "{uid}{token}"])
+def test_a_page_for_passwords_that_no_mail_can_link_to(load, text):
+    page = "https://vote.example.org/password?uid={uid}&token={token}"
+    assert load(PASSWORD_RESET_URL=page)["PASSWORD_RESET_URL"] == page
+    with pytest.raises(ImproperlyConfigured, match=r"^PASSWORD_RESET_URL must read https://host/path, with \{uid\} and \{token\}"):
+        load(PASSWORD_RESET_URL=text)
+
+
 def test_a_log_level_that_is_none(load):
     assert load(LOG_LEVEL="debug")["LOG_LEVEL"] == "DEBUG"
     with pytest.raises(ImproperlyConfigured, match=r"^LOG_LEVEL is 'LOUD'; it must be DEBUG, "):
         load(LOG_LEVEL="loud")
 
 
+@pytest.mark.parametrize(
+    "origin", ["vote.example.org", "*", "https://*.example.org", "https://vote.example.org/", "ftp://vote.example.org"]
+)
+def test_an_origin_that_is_none(load, origin):
+    with pytest.raises(ImproperlyConfigured, match="an origin reads https://host"):
+        load(CORS_ALLOWED_ORIGINS=f"https://vote.example.org,{origin}")
+
+
 def test_every_setting_but_free_text_was_given_a_wrong_value():
     tried = {*NUMBERS, "DEBUG", "SECURE_SSL_REDIRECT", "SECRET_KEY", "VOTER_SECRET", "DATABASE_URL", "CELERY_BROKER_URL", "CACHE_URL"}
-    free = {"ALLOWED_HOSTS", "CSRF_TRUSTED_ORIGINS"}  # Django's own checks look at them
+    tried |= {"REGISTRATION_OPEN", "GRAPHQL_INTROSPECTION", "NEW_ACCOUNT_ROLE", "EMAIL_URL", "PASSWORD_RESET_URL", "CORS_ALLOWED_ORIGINS"}
+    free = {"ALLOWED_HOSTS", "CSRF_TRUSTED_ORIGINS", "DEFAULT_FROM_EMAIL"}  # Django's own checks look at them
     assert set(settings_read()) == tried | free | {"QUEUE_PREFIX", "LOG_LEVEL"}
 
 

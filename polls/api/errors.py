@@ -17,13 +17,14 @@ from polls.problems import Refusal
 
 def answer_with_a_problem(exc: Exception, context: dict[str, Any]) -> Response | None:
     """Turn what a view raised into a problem; None (Django's 500) for what nobody foresaw."""
-    refusal = _refusal_of(exc)
+    refusal = refusal_of(exc)
     if refusal is None:
         return None
     return Response(refusal.body(), refusal.problem.status, headers=refusal.headers, content_type=problems.CONTENT_TYPE)
 
 
-def _refusal_of(exc: Exception) -> Refusal | None:
+def refusal_of(exc: BaseException) -> Refusal | None:
+    """Return the problem that an exception is, or None for what nobody foresaw."""
     match exc:
         case Refusal():
             return exc
@@ -32,7 +33,7 @@ def _refusal_of(exc: Exception) -> Refusal | None:
             return Refusal(
                 problems.INVALID, found[0][1], [{"detail": detail, "pointer": f"#{pointer}"} for pointer, detail in found if pointer]
             )
-        case exceptions.ParseError():
+        case exceptions.ParseError() | RecursionError():  # the latter: brackets in brackets without end
             return problems.MALFORMED.says("Send a JSON object in UTF-8.")
         case exceptions.UnsupportedMediaType():
             return problems.NOT_JSON.says("Send `Content-Type: application/json`.")
@@ -78,9 +79,16 @@ def server_error(request: HttpRequest) -> HttpResponse:
     return _answer(request, problems.SERVER_ERROR.says("The error is in our log."))
 
 
+def respond(refusal: Refusal) -> HttpResponse:
+    """Return the answer of a door that is not the REST framework's."""
+    return HttpResponse(
+        json.dumps(refusal.body()), status=refusal.problem.status, headers=refusal.headers, content_type=problems.CONTENT_TYPE
+    )
+
+
 def _answer(request: HttpRequest, refusal: Refusal) -> HttpResponse:
-    if request.path.startswith("/api/"):
-        return HttpResponse(json.dumps(refusal.body()), status=refusal.problem.status, content_type=problems.CONTENT_TYPE)
+    if request.path.startswith(("/api/", "/graphql")):
+        return respond(refusal)
     return render(request, "polls/problem.html", refusal.body(), status=refusal.problem.status)
 
 

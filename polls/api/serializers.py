@@ -1,23 +1,42 @@
 """The shape of what the API takes and shows. The rules are in polls/editing.py."""
 
+from ipaddress import IPv6Network, ip_network
 from typing import Any
 
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from polls.models import MAX_OPTIONS, Option, Poll
+from polls.models import MAX_OPTIONS, JournalEntry, Option, Poll, PollStatus
 
 
 class StrictSerializer(serializers.Serializer[Any]):
-    """Refuses fields it does not know: a misspelt one must not be ignored in silence."""
+    """Refuses fields it does not know, and guesses no types: neither a misspelt field nor `"draft": "no"` may look like success."""
 
     def to_internal_value(self, data: Any) -> Any:
         if isinstance(data, dict):
-            unknown = {name: ["There is no such field."] for name in data if name not in self.fields}
-            read_only = {name: ["This field can't be set."] for name, field in self.fields.items() if name in data and field.read_only}
-            if unknown or read_only:
-                raise serializers.ValidationError({**unknown, **read_only})
+            wrong = {name: why for name, value in data.items() if (why := self._wrong(name, value))}
+            if wrong:
+                raise serializers.ValidationError({name: [why] for name, why in wrong.items()})
         return super().to_internal_value(data)
+
+    def _wrong(self, name: str, value: Any) -> str | None:
+        field = self.fields.get(name)
+        if field is None:
+            return "There is no such field."
+        if field.read_only:
+            return "This field can't be set."
+        for kind, wanted, sentence in _JSON_TYPES:
+            if isinstance(field, kind) and value is not None and type(value) is not wanted:
+                return sentence
+        return None
+
+
+# What JSON must hold for a field; the REST framework would take "no" for false, 7 for "7".
+_JSON_TYPES = (
+    (serializers.BooleanField, bool, "This must be true or false."),
+    (serializers.IntegerField, int, "This must be a whole number."),
+    (serializers.CharField, str, "This must be a text."),
+)
 
 
 class OptionSerializer(StrictSerializer, serializers.ModelSerializer[Option]):
@@ -27,25 +46,55 @@ class OptionSerializer(StrictSerializer, serializers.ModelSerializer[Option]):
         required=False, help_text="Unique over all polls. In a change: the option to keep; leave it out for a new one."
     )
     text = serializers.CharField(max_length=200)
+    description = serializers.CharField(max_length=2000, required=False, allow_blank=True)
 
     class Meta:
         model = Option
-        fields = ["id", "text", "position"]
+        fields = ["id", "text", "description", "position"]
         read_only_fields = ["position"]
+
+    def validate(self, option: dict[str, str]) -> dict[str, str]:
+        if "text" not in option:  # also in a change, where the poll's own fields may be left out
+            raise serializers.ValidationError({"text": ["This field is required."]})
+        return option
 
 
 class NewOptionSerializer(StrictSerializer):
     """An option as it is created."""
 
     text = serializers.CharField(max_length=200)
+    description = serializers.CharField(max_length=2000, required=False, allow_blank=True)
+
+
+class NetworkField(serializers.CharField):
+    """An IPv4 or IPv6 network, in its shortest words: `198.51.100.7/24` is `198.51.100.0/24`."""
+
+    def to_internal_value(self, data: Any) -> str:
+        text = super().to_internal_value(data)
+        try:
+            if "%" in text:  # names a link of the machine that it was written on
+                raise ValueError
+            network = ip_network(text, strict=False)
+        except ValueError:
+            raise serializers.ValidationError("A network reads like 198.51.100.0/24 or 2001:db8::/48.") from None
+        if isinstance(network, IPv6Network) and network.prefixlen >= 96 and (mapped := network.network_address.ipv4_mapped):
+            return str(ip_network((mapped, network.prefixlen - 96)))  # the same network, as addresses of voters are written
+        return str(network)
 
 
 class PollSerializer(StrictSerializer, serializers.ModelSerializer[Poll]):
-    """A poll as the API shows it and as a change is sent."""
+    """A poll as the API shows it."""
+
+    # To show one, it wants `actor` and `at` in its context.
+    # Only the people behind a poll see these: whoever knows a limit can stay just below it.
+    INSIDE = ("address_limit", "subnet_limit", "limit_mode", "allowed_networks", "version")
 
     id = serializers.CharField(read_only=True)
     options = OptionSerializer(many=True, min_length=2, max_length=MAX_OPTIONS)  # type: ignore[call-arg]
-    status = serializers.ChoiceField(choices=["scheduled", "open", "closed"], read_only=True)
+    status = serializers.SerializerMethodField()
+    allowed_networks = serializers.ListField(
+        child=NetworkField(), max_length=100, required=False, help_text="Networks that no limit applies to, such as `198.51.100.0/24`."
+    )
     links = serializers.SerializerMethodField()
 
     class Meta:
@@ -56,19 +105,49 @@ class PollSerializer(StrictSerializer, serializers.ModelSerializer[Poll]):
             "description",
             "status",
             "options",
+            "method",
+            "min_choices",
+            "max_choices",
             "voter_policy",
             "allow_change",
+            "allow_withdrawal",
+            "address_limit",
+            "subnet_limit",
+            "limit_mode",
+            "allowed_networks",
+            "results_visibility",
             "opens_at",
             "closes_at",
             "created_at",
+            "version",
             "links",
         ]
-        read_only_fields = ["created_at"]
+        read_only_fields = ["created_at", "version"]
         extra_kwargs = {
+            "method": {"help_text": "What a ballot holds: one option, or several that are worth one each."},
+            "min_choices": {
+                "min_value": 1,
+                "max_value": MAX_OPTIONS,
+                "help_text": "How many options a ballot holds at least; 1 by default.",
+            },
+            "max_choices": {
+                "min_value": 1,
+                "max_value": MAX_OPTIONS,
+                "help_text": "How many at most. If not said: 1 with `single`, all with `approval`.",
+            },
             "voter_policy": {"required": True, "help_text": "Who is one voter."},
             "allow_change": {"help_text": "True: a voter's last accepted vote stands. False: the first."},
+            "allow_withdrawal": {"help_text": "Whether voters may take their vote back."},
+            "address_limit": {"min_value": 1, "help_text": "Voters that may vote from one address; null: as many as there are."},
+            "subnet_limit": {"min_value": 1, "help_text": "The same for its subnet (/24, IPv6: /64)."},
+            "limit_mode": {"help_text": "What happens to votes beyond a limit."},
+            "results_visibility": {"help_text": "Who reads the results, and when. The people behind the poll always do."},
             "opens_at": {"help_text": "Default: now."},
         }
+
+    @extend_schema_field(PollStatus)
+    def get_status(self, poll: Poll) -> str:
+        return poll.status_at(self.context["at"])
 
     @extend_schema_field(
         {
@@ -81,6 +160,13 @@ class PollSerializer(StrictSerializer, serializers.ModelSerializer[Poll]):
         path = f"/api/v1/polls/{poll.pk}"
         return {"self": path, "votes": f"{path}/votes", "results": f"{path}/results"}
 
+    def to_representation(self, poll: Poll) -> dict[str, Any]:
+        shown = super().to_representation(poll)
+        if not self.context["actor"].reads_journal(poll):
+            for name in self.INSIDE:
+                del shown[name]
+        return shown
+
     def validate_options(self, options: list[dict[str, str]]) -> list[dict[str, str]]:
         texts = [option["text"] for option in options]
         if twice := next((text for text in texts if texts.count(text) > 1), None):
@@ -90,8 +176,71 @@ class PollSerializer(StrictSerializer, serializers.ModelSerializer[Poll]):
             raise serializers.ValidationError("The same id stands twice.")
         return options
 
+    def validate_allowed_networks(self, networks: list[str]) -> list[str]:
+        return sorted(set(networks))
+
 
 class NewPollSerializer(PollSerializer):
     """A poll as it is created."""
 
     options = NewOptionSerializer(many=True, min_length=2, max_length=MAX_OPTIONS)  # type: ignore[call-arg, assignment]
+    draft = serializers.BooleanField(default=False, help_text="True: nobody else sees it until it is published.")
+
+    class Meta(PollSerializer.Meta):
+        fields = [*PollSerializer.Meta.fields, "draft"]
+
+
+class ReasonSerializer(StrictSerializer):
+    """A move to another stage."""
+
+    reason = serializers.CharField(required=False, default="", max_length=500, allow_blank=True, help_text="For the journal.")
+
+
+class ClosingSerializer(ReasonSerializer):
+    """The end of a poll, earlier than planned."""
+
+    closes_at = serializers.DateTimeField(required=False, help_text="Default: as soon as every web process knows, in seconds.")
+
+
+class ExtensionSerializer(ReasonSerializer):
+    """Another end of a poll."""
+
+    closes_at = serializers.DateTimeField()
+
+
+class DuplicateSerializer(ReasonSerializer):
+    """The times of a poll's duplicate."""
+
+    opens_at = serializers.DateTimeField(required=False, help_text="Default: now.")
+    closes_at = serializers.DateTimeField(required=False, help_text="Default: after as long as the poll took.")
+
+
+class PollChangeSerializer(PollSerializer):
+    """A change of a poll."""
+
+    reason = serializers.CharField(required=False, max_length=500, allow_blank=True, write_only=True, help_text="For the journal.")
+
+    class Meta(PollSerializer.Meta):
+        fields = [*PollSerializer.Meta.fields, "reason"]
+
+
+class JournalEntrySerializer(serializers.ModelSerializer[JournalEntry]):
+    """A change of a poll, as it is remembered."""
+
+    id = serializers.CharField()
+    changes = serializers.SerializerMethodField()
+
+    class Meta:
+        model = JournalEntry
+        fields = ["id", "at", "actor", "action", "reason", "changes"]
+
+    @extend_schema_field(
+        {
+            "type": "object",
+            "additionalProperties": {"type": "array", "items": {}, "minItems": 2, "maxItems": 2},
+            "description": "{field: [before, after]}",
+        }
+    )
+    def get_changes(self, entry: JournalEntry) -> dict[str, Any]:
+        changes: dict[str, Any] = entry.changes
+        return changes

@@ -1,53 +1,40 @@
-"""The API's doors: shape in, one call, answer."""
+"""The API's doors to polls: shape in, one call, answer."""
 
+import re
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, cast
 
 from django.contrib.auth.models import User
+from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.utils.timezone import now
-from drf_spectacular.utils import OpenApiExample, OpenApiResponse, extend_schema
-from rest_framework import generics, pagination, permissions, status
+from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiResponse, extend_schema
+from rest_framework import generics, status
+from rest_framework.exceptions import NotAuthenticated
 from rest_framework.request import Request
 from rest_framework.response import Response
+from rest_framework.serializers import BaseSerializer
 from rest_framework.views import APIView
-from rest_framework_simplejwt.serializers import TokenObtainPairSerializer, TokenRefreshSerializer
-from rest_framework_simplejwt.views import TokenObtainPairView, TokenRefreshView
 
-from polls import editing, problems
+from polls import editing, problems, results, stages
+from polls.api.authentication import actor
+from polls.api.filters import PollFilters, StrictFilters
+from polls.api.pages import NewestFirst
 from polls.api.schema import refuses
-from polls.api.serializers import NewPollSerializer, PollSerializer
-from polls.models import Poll
-
-
-class NewestFirst(pagination.CursorPagination):
-    """Pages that stay right while polls are added; no page number, no total (both cost a scan)."""
-
-    ordering = ("-created_at", "-id")
-    page_size = 50
-    page_size_query_param = "page_size"
-    max_page_size = 200
-    cursor_query_description = "Where the page begins: follow `next` and `previous` instead of making one up."
-    page_size_query_description = f"Polls on a page; {page_size} if not said, {max_page_size} at most."
-
-    def get_paginated_response_schema(self, schema: dict[str, Any]) -> dict[str, Any]:
-        address = {"type": ["string", "null"], "format": "uri"}
-        return {
-            "type": "object",
-            "required": ["next", "previous", "results"],
-            "properties": {"next": address, "previous": address, "results": schema},
-        }
-
-
-class OnlyItsOwnerChangesIt(permissions.BasePermission):
-    """Everybody reads; a change needs the poll's owner or a superuser."""
-
-    message = "Only the poll's owner may change it."
-
-    def has_object_permission(self, request: Request, view: APIView, poll: Poll) -> bool:
-        return request.method in permissions.SAFE_METHODS or request.user == poll.owner or request.user.is_superuser
-
+from polls.api.serializers import (
+    ClosingSerializer,
+    DuplicateSerializer,
+    ExtensionSerializer,
+    JournalEntrySerializer,
+    NewPollSerializer,
+    PollChangeSerializer,
+    PollSerializer,
+    ReasonSerializer,
+)
+from polls.journal import Act
+from polls.models import JournalEntry, Poll
 
 LUNCH = {
     "title": "What shall we have for lunch?",
@@ -55,50 +42,80 @@ LUNCH = {
     "voter_policy": "ip",
     "closes_at": "2099-12-31T12:00:00Z",
 }
+DINNER = {
+    "title": "What may be on the menu?",
+    "options": [{"text": "Soup", "description": "Leek and potato"}, {"text": "Salad"}, {"text": "Noodles"}],
+    "method": "approval",
+    "voter_policy": "account",
+    "allow_change": True,
+    "results_visibility": "after_close",
+    "closes_at": "2099-12-31T12:00:00Z",
+    "draft": True,
+}
+ETAG = OpenApiParameter("ETag", str, OpenApiParameter.HEADER, response=[200, 201], description="Names this version of the poll.")
+IF_MATCH = OpenApiParameter(
+    "If-Match", str, OpenApiParameter.HEADER, description="ETags of the poll as you have read it: if it is another by now, nothing changes."
+)
+IF_NONE_MATCH = OpenApiParameter("If-None-Match", str, OpenApiParameter.HEADER, description="The ETag of what you have.")
+LOCATION = OpenApiParameter("Location", str, OpenApiParameter.HEADER, response=[201], description="Where the poll is.")
 
 
 class PollsView(generics.ListCreateAPIView[Poll]):
-    queryset = Poll.objects.prefetch_related("options")
     serializer_class = PollSerializer
     pagination_class = NewestFirst
+    filter_backends = [StrictFilters]
+    filterset_class = PollFilters
 
-    @refuses(problems.UNAUTHENTICATED, problems.NOT_FOUND)
+    def get_queryset(self) -> QuerySet[Poll]:
+        polls = Poll.objects.prefetch_related("options")
+        return polls if getattr(self, "swagger_fake_view", False) else actor(self.request).visible(polls, at=now())
+
+    def get_serializer_context(self) -> dict[str, Any]:
+        return {"actor": actor(self.request), "at": now()}
+
+    @refuses(problems.INVALID, problems.UNAUTHENTICATED)
     @extend_schema(
         operation_id="polls_list",
         tags=["polls"],
-        summary="List polls, newest first",
+        summary="List polls",
+        description="The public ones, and your own, drafts and archived ones too. A parameter that does not exist is refused.",
         responses=OpenApiResponse(PollSerializer(many=True), "A page of polls."),
     )
     def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        return super().get(request, *args, **kwargs)
+        answer = super().get(request, *args, **kwargs)
+        answer["Vary"] = "Authorization"
+        return answer
 
-    @refuses(problems.MALFORMED, problems.INVALID, problems.UNAUTHENTICATED, problems.NOT_JSON)
+    @refuses(problems.MALFORMED, problems.INVALID, problems.UNAUTHENTICATED, problems.FORBIDDEN, problems.NOT_JSON)
     @extend_schema(
         operation_id="polls_create",
         tags=["polls"],
         summary="Create a poll",
+        parameters=[ETAG, LOCATION],
         request=NewPollSerializer,
-        examples=[OpenApiExample("lunch", LUNCH, request_only=True)],
-        responses={201: OpenApiResponse(PollSerializer, "The poll as it was created; `Location` names it.")},
+        examples=[OpenApiExample("lunch", LUNCH, request_only=True), OpenApiExample("dinner", DINNER, request_only=True)],
+        responses={201: OpenApiResponse(PollSerializer, "The poll as it was created.")},
     )
     def post(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        serializer = NewPollSerializer(data=request.data)
-        serializer.is_valid(raise_exception=True)
-        poll = editing.create_poll(cast(User, request.user), serializer.validated_data, at=now())
-        shown = PollSerializer(poll).data
-        return Response(shown, status.HTTP_201_CREATED, headers={"Location": shown["links"]["self"]})
+        check_makes_polls(request)
+        fields, at = _read(request, NewPollSerializer), now()
+        poll = editing.create_poll(cast(User, request.user), fields, at, by=actor(request).name)
+        return _show(request, poll, at, status.HTTP_201_CREATED)
 
 
-class PollView(generics.RetrieveAPIView[Poll]):
-    queryset = Poll.objects.select_related("owner").prefetch_related("options")
-    serializer_class = PollSerializer
-    permission_classes = [permissions.IsAuthenticatedOrReadOnly, OnlyItsOwnerChangesIt]
-    lookup_url_kwarg = "poll_id"
-
-    @refuses(problems.UNAUTHENTICATED, problems.NOT_FOUND)
-    @extend_schema(operation_id="polls_read", tags=["polls"], summary="Read a poll", responses=OpenApiResponse(PollSerializer, "The poll."))
-    def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        return super().get(request, *args, **kwargs)
+class PollView(APIView):
+    @refuses(problems.UNAUTHENTICATED, problems.NOT_FOUND, problems.UNKNOWN_POLL)
+    @extend_schema(
+        operation_id="polls_read",
+        tags=["polls"],
+        summary="Read a poll",
+        description="Limits and version are shown to the people behind the poll only.",
+        parameters=[IF_NONE_MATCH, ETAG],
+        responses={200: OpenApiResponse(PollSerializer, "The poll."), 304: OpenApiResponse(None, "You have it already.")},
+    )
+    def get(self, request: Request, poll_id: str) -> Response:
+        at = now()
+        return _show(request, seen(request, poll_id, at), at)
 
     @refuses(
         problems.MALFORMED,
@@ -106,7 +123,9 @@ class PollView(generics.RetrieveAPIView[Poll]):
         problems.UNAUTHENTICATED,
         problems.FORBIDDEN,
         problems.NOT_FOUND,
+        problems.UNKNOWN_POLL,
         problems.POLL_IN_USE,
+        problems.CHANGED_MEANWHILE,
         problems.NOT_JSON,
         problems.UNKNOWN_OPTION,
     )
@@ -115,55 +134,255 @@ class PollView(generics.RetrieveAPIView[Poll]):
         tags=["polls"],
         summary="Change a poll",
         description=(
-            "Before it opens everything can change. Once it is open: title, description, a later or earlier `closes_at`, and its "
-            "options until the first vote."
+            "Until shortly before it opens everything can change. Once it is open: title, description and `closes_at`; limits and allowed "
+            "networks, but only to let in more; options and `results_visibility` until the first vote. Once it is closed: title and "
+            "description. Options are listed in their order; one with its `id` stays the same option."
         ),
-        request=PollSerializer,
+        parameters=[IF_MATCH, ETAG],
+        request=PollChangeSerializer,
         responses=OpenApiResponse(PollSerializer, "The poll as it is now."),
     )
     def patch(self, request: Request, poll_id: str) -> Response:
-        poll = self.get_object()
-        serializer = PollSerializer(poll, data=request.data, partial=True)
-        serializer.is_valid(raise_exception=True)
-        poll = editing.change_poll(poll, serializer.validated_data, at=now())
-        return Response(PollSerializer(poll).data)
+        at = now()
+        poll = to_change(request, poll_id, at)
+        changes = _read(request, PollChangeSerializer, partial=True)
+        act = act_of(request, at, changes.pop("reason", ""))
+        return _show(request, editing.change_poll(poll.pk, changes, act), at)
 
-    @refuses(problems.UNAUTHENTICATED, problems.FORBIDDEN, problems.NOT_FOUND, problems.POLL_IN_USE)
+    @refuses(
+        problems.INVALID,
+        problems.UNAUTHENTICATED,
+        problems.FORBIDDEN,
+        problems.NOT_FOUND,
+        problems.UNKNOWN_POLL,
+        problems.POLL_IN_USE,
+        problems.CHANGED_MEANWHILE,
+    )
     @extend_schema(
         operation_id="polls_delete",
         tags=["polls"],
-        summary="Delete a poll that has not opened yet",
+        summary="Delete a draft",
+        description="Any other poll can be archived instead.",
+        parameters=[IF_MATCH],
         responses={204: OpenApiResponse(None, "It is gone.")},
     )
     def delete(self, request: Request, poll_id: str) -> Response:
-        editing.delete_poll(self.get_object(), at=now())
+        at = now()
+        editing.delete_poll(to_change(request, poll_id, at).pk, act_of(request, at))
         return Response(status=status.HTTP_204_NO_CONTENT)
 
 
-class SignInView(TokenObtainPairView):
-    @refuses(problems.MALFORMED, problems.INVALID, problems.UNAUTHENTICATED, problems.NOT_JSON)
-    @extend_schema(
-        operation_id="token_obtain",
-        tags=["auth"],
-        summary="Sign in",
-        description="`access` is good for 15 minutes, `refresh` for 7 days.",
-        responses=OpenApiResponse(TokenObtainPairSerializer, "Send `Authorization: Bearer <access>`."),
-    )
-    def post(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        return super().post(request, *args, **kwargs)
+# --- Stages -----------------------------------------------------------------------------------------------------------
 
 
-class RefreshView(TokenRefreshView):
-    @refuses(problems.MALFORMED, problems.INVALID, problems.UNAUTHENTICATED, problems.NOT_JSON)
-    @extend_schema(
-        operation_id="token_refresh",
-        tags=["auth"],
-        summary="Stay signed in",
-        description="Gives another `access` token for a `refresh` token.",
-        responses=OpenApiResponse(TokenRefreshSerializer, "Send `Authorization: Bearer <access>`."),
+def _stage(
+    name: str, summary: str, description: str, move: Callable[..., Poll], takes: type[BaseSerializer[Any]] = ReasonSerializer
+) -> type[APIView]:
+    """Make the door to a move to another stage."""
+
+    class StageView(APIView):
+        @refuses(
+            problems.MALFORMED,
+            problems.INVALID,
+            problems.UNAUTHENTICATED,
+            problems.FORBIDDEN,
+            problems.NOT_FOUND,
+            problems.UNKNOWN_POLL,
+            problems.POLL_IN_USE,
+            problems.CHANGED_MEANWHILE,
+            problems.NOT_JSON,
+        )
+        @extend_schema(
+            operation_id=f"polls_{name}",
+            tags=["polls"],
+            summary=summary,
+            description=description,
+            parameters=[IF_MATCH, ETAG],
+            request=takes,
+            responses=OpenApiResponse(PollSerializer, "The poll as it is now."),
+        )
+        def post(self, request: Request, poll_id: str) -> Response:
+            at = now()
+            poll = to_change(request, poll_id, at)
+            wanted = _read(request, takes)
+            return _show(request, move(poll.pk, act_of(request, at, wanted.pop("reason")), **wanted), at)
+
+    return StageView
+
+
+PublishView = _stage(
+    "publish", "Publish a draft", "From then on everybody sees it. It opens at once if its `opens_at` has passed.", stages.publish_poll
+)
+OpenView = _stage("open", "Open a scheduled poll now", "It takes votes within two seconds.", stages.open_poll)
+CloseView = _stage(
+    "close",
+    "Close an open poll early",
+    "Not at once, but as soon as every web process knows, so that no accepted vote comes after the end.",
+    stages.close_poll,
+    ClosingSerializer,
+)
+ExtendView = _stage("extend", "Have a poll close later", "For scheduled and open polls.", stages.extend_poll, ExtensionSerializer)
+ReopenView = _stage(
+    "reopen",
+    "Reopen a poll that has just closed",
+    "While its last votes are being counted; never once it is final.",
+    stages.reopen_poll,
+    ExtensionSerializer,
+)
+ArchiveView = _stage(
+    "archive",
+    "Archive a poll",
+    "For final polls, and for scheduled ones, which then never open. It leaves the lists; its results stay.",
+    stages.archive_poll,
+)
+
+
+class DuplicateView(APIView):
+    @refuses(
+        problems.MALFORMED,
+        problems.INVALID,
+        problems.UNAUTHENTICATED,
+        problems.FORBIDDEN,
+        problems.NOT_FOUND,
+        problems.UNKNOWN_POLL,
+        problems.CHANGED_MEANWHILE,
+        problems.NOT_JSON,
     )
-    def post(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        return super().post(request, *args, **kwargs)
+    @extend_schema(
+        operation_id="polls_duplicate",
+        tags=["polls"],
+        summary="Duplicate a poll",
+        description="A new draft of your own with all its settings and options, but without its votes and voter codes.",
+        parameters=[IF_MATCH, ETAG, LOCATION],
+        request=DuplicateSerializer,
+        responses={201: OpenApiResponse(PollSerializer, "The draft.")},
+    )
+    def post(self, request: Request, poll_id: str) -> Response:
+        at = now()
+        poll = _seen_inside(request, poll_id, at)
+        check_makes_polls(request)
+        wanted = _read(request, DuplicateSerializer)
+        act = act_of(request, at, wanted.pop("reason"))
+        return _show(request, stages.duplicate_poll(poll.pk, cast(User, request.user), act, **wanted), at, status.HTTP_201_CREATED)
+
+
+# --- What happened, and what came of it -------------------------------------------------------------------------------
+
+
+class LatestFirst(NewestFirst):
+    ordering = ("-id",)
+    page_size_query_description = f"Entries on a page; {NewestFirst.page_size} if not said, {NewestFirst.max_page_size} at most."
+
+
+class JournalView(generics.ListAPIView[JournalEntry]):
+    serializer_class = JournalEntrySerializer
+    pagination_class = LatestFirst
+    queryset = JournalEntry.objects.none()
+
+    @refuses(problems.INVALID, problems.UNAUTHENTICATED, problems.FORBIDDEN, problems.NOT_FOUND, problems.UNKNOWN_POLL)
+    @extend_schema(
+        operation_id="journal_list",
+        tags=["polls"],
+        summary="Read a poll's journal, latest first",
+        description="Every change: who, when, why, and what it was before. For the people behind the poll, and auditors.",
+        responses=OpenApiResponse(JournalEntrySerializer(many=True), "A page of the journal."),
+    )
+    def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        answer = super().get(request, *args, **kwargs)
+        answer["Cache-Control"] = "no-store"
+        return answer
+
+    def get_queryset(self) -> QuerySet[JournalEntry]:
+        if getattr(self, "swagger_fake_view", False):
+            return JournalEntry.objects.none()
+        return JournalEntry.objects.filter(poll=_seen_inside(self.request, self.kwargs["poll_id"], now()))
+
+
+@extend_schema(exclude=True)  # polls/api/schema.py describes the address, which polls/intake.py answers where the results are public
+class ResultsView(APIView):
+    """Results for those who may see them before everybody does."""
+
+    def get(self, request: Request, poll_id: str) -> Response:
+        at = now()
+        poll = seen(request, poll_id, at)
+        check_reads_results(request, poll, at)
+        read = results.read_results(poll.pk, at)
+        if read is None:
+            raise problems.UNKNOWN_POLL.says("No poll has this id.")
+        return Response(read, headers={"Cache-Control": "no-store"})
+
+
+# --- Each door's steps ------------------------------------------------------------------------------------------------
+
+
+def seen(request: Request, poll_id: str, at: datetime) -> Poll:
+    """Return the poll, if the caller sees that it is there."""
+    poll = Poll.objects.prefetch_related("options").filter(pk=poll_id).first()
+    if poll is None or not actor(request).sees(poll, at):
+        raise problems.UNKNOWN_POLL.says("No poll has this id.")
+    return poll
+
+
+def to_change(request: Request, poll_id: str, at: datetime) -> Poll:
+    poll = seen(request, poll_id, at)
+    if not actor(request).changes(poll):
+        raise problems.FORBIDDEN.says("Only the poll's owner may change it.")
+    return poll
+
+
+def check_makes_polls(request: Request) -> None:
+    if not actor(request).makes_polls:
+        raise problems.FORBIDDEN.says("Making polls takes the role `owner`, and an API client the scope `polls:write`.")
+
+
+def check_reads_results(request: Request, poll: Poll, at: datetime, *, has_voted: bool = False) -> None:
+    if not actor(request).reads_results(poll, at, has_voted=has_voted):
+        raise problems.RESULTS_HIDDEN.says(f"The results of this poll are for: {poll.get_results_visibility_display()}.")
+
+
+def _seen_inside(request: Request, poll_id: str, at: datetime) -> Poll:
+    poll = seen(request, poll_id, at)
+    if actor(request).user is None:
+        raise NotAuthenticated
+    if not actor(request).reads_journal(poll):
+        raise problems.FORBIDDEN.says("This is for the people behind the poll only.")
+    return poll
+
+
+def _read(request: Request, shape: type[BaseSerializer[Any]], *, partial: bool = False) -> dict[str, Any]:
+    serializer = shape(data=request.data, partial=partial)
+    serializer.is_valid(raise_exception=True)
+    return dict(serializer.validated_data)
+
+
+_TAG = r'(?:W/)?"[\x21\x23-\x7e]*"'
+_TAGS = re.compile(rf"\s*{_TAG}(?:\s*,\s*{_TAG})*\s*")
+
+
+def act_of(request: Request, at: datetime, reason: str = "") -> Act:
+    """Return what the caller wishes: with `If-Match`, only while the poll is as they have read it."""
+    wanted = request.headers.get("If-Match")
+    if wanted is None:
+        return Act(actor(request).name, at, reason)
+    if wanted.strip() == "*":
+        return Act(actor(request).name, at, reason, frozenset("*"))
+    if not _TAGS.fullmatch(wanted):
+        raise problems.INVALID.says('`If-Match` takes `*`, or ETags as they were sent, such as "3-open".')
+    return Act(actor(request).name, at, reason, frozenset(re.findall(_TAG, wanted)))
+
+
+def _show(request: Request, poll: Poll, at: datetime, code: int = status.HTTP_200_OK) -> Response:
+    tag = editing.tag(poll, at)
+    headers = {"ETag": tag, "Vary": "Authorization", "Cache-Control": "no-cache"}
+    if request.method in ("GET", "HEAD") and _is_known(tag, request.headers.get("If-None-Match", "")):
+        return Response(status=status.HTTP_304_NOT_MODIFIED, headers=headers)
+    if code == status.HTTP_201_CREATED:
+        headers["Location"] = f"/api/v1/polls/{poll.pk}"
+    return Response(PollSerializer(poll, context={"actor": actor(request), "at": at}).data, code, headers=headers)
+
+
+def _is_known(tag: str, wanted: str) -> bool:
+    return wanted.strip() == "*" or tag in re.findall(r'"[^"]*"', wanted)  # weak or not: RFC 9110, 13.1.2
 
 
 def from_this_host_only(page: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBase]:

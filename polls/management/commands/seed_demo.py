@@ -10,7 +10,7 @@ from django.core.management import BaseCommand, CommandError
 from django.utils.timezone import now
 
 from polls import editing, voters
-from polls.models import ApiClient, Poll
+from polls.models import ApiClient, Poll, Scope
 
 TITLE = "What shall we have for lunch?"
 
@@ -28,7 +28,7 @@ class Command(BaseCommand):
         admin.save()
         ApiClient.objects.update_or_create(
             prefix=voters.key_prefix(wanted["client_key"]),
-            defaults={"owner": admin, "name": "Demo client", "key_hash": voters.key_hash(wanted["client_key"])},
+            defaults={"owner": admin, "name": "Demo client", "scopes": Scope.values, "key_hash": voters.key_hash(wanted["client_key"])},
         )
         poll = Poll.objects.filter(title=TITLE, owner=admin, closes_at__gt=now()).order_by("created_at").first()
         if poll is None:

@@ -1,0 +1,130 @@
+"""What operators look at, and the one thing they do: have dead letters counted after all."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from drf_spectacular.utils import OpenApiResponse, extend_schema
+from rest_framework import permissions, serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from polls import deadletters, problems
+from polls.api.authentication import actor
+from polls.api.schema import refuses
+from polls.api.serializers import StrictSerializer
+from polls.models import OutboxBundle
+
+# Dead letters that one request replays at most: a few seconds' work.
+MAX_REPLAYED = 1000
+
+
+class QueueSerializer(serializers.Serializer[Any]):
+    name = serializers.CharField(help_text="With the installation's QUEUE_PREFIX.")
+    ready = serializers.IntegerField(help_text="Messages that no worker has taken yet.")
+    consumers = serializers.IntegerField(help_text="Workers that take from it; nobody takes from votes.dead.")
+
+
+class OutboxSerializer(serializers.Serializer[Any]):
+    bundles = serializers.IntegerField(help_text="Bundles of votes that wait in the database, because the broker could not take them.")
+
+
+class QueuesSerializer(serializers.Serializer[Any]):
+    queues = QueueSerializer(many=True)
+    outbox = OutboxSerializer()
+
+
+class DeadLetterSerializer(serializers.Serializer[Any]):
+    """Never its contents: no voter, no choice."""
+
+    message_id = serializers.CharField()
+    reason = serializers.CharField(help_text="`rejected`: not all of it could be counted. `delivery_limit`: its worker died too often.")
+    died_at = serializers.DateTimeField(allow_null=True)
+    size = serializers.IntegerField(help_text="Bytes.")
+    votes = serializers.IntegerField(allow_null=True, help_text="Votes that can be read in it; null where it is no bundle at all.")
+    unreadable = serializers.IntegerField(allow_null=True, help_text="Items in it that can't be read.")
+
+
+class DeadLettersSerializer(serializers.Serializer[Any]):
+    total = serializers.IntegerField()
+    letters = DeadLetterSerializer(many=True, help_text="The oldest hundred.")
+
+
+class ReplaySerializer(StrictSerializer):
+    most = serializers.IntegerField(
+        required=False, min_value=1, max_value=MAX_REPLAYED, default=MAX_REPLAYED, help_text="The oldest so many."
+    )
+
+
+class ReplayedSerializer(serializers.Serializer[Any]):
+    replayed = serializers.IntegerField()
+
+
+class Operations(APIView):
+    permission_classes = [permissions.IsAuthenticated]
+
+    def check_permissions(self, request: Request) -> None:
+        super().check_permissions(request)
+        asks = actor(request)
+        if not (asks.operates or (asks.audits and request.method in permissions.SAFE_METHODS)):
+            raise problems.FORBIDDEN.says("This is for operators.")
+
+
+class QueuesView(Operations):
+    @refuses(problems.UNAUTHENTICATED, problems.FORBIDDEN)
+    @extend_schema(
+        operation_id="queues_read",
+        tags=["operations"],
+        summary="Read what waits in the queues and in the outbox",
+        responses=OpenApiResponse(QueuesSerializer, "The queues as the broker tells of them."),
+    )
+    def get(self, request: Request) -> Response:
+        with broker_asked():
+            queues = deadletters.survey()
+        return Response(QueuesSerializer({"queues": queues, "outbox": {"bundles": OutboxBundle.objects.count()}}).data)
+
+
+class DeadLettersView(Operations):
+    @refuses(problems.UNAUTHENTICATED, problems.FORBIDDEN)
+    @extend_schema(
+        operation_id="dead_letters_list",
+        tags=["operations"],
+        summary="Look at the dead letters",
+        description="They stay where they are. Never what is in them.",
+        responses=OpenApiResponse(DeadLettersSerializer, "How many there are, and the oldest of them."),
+    )
+    def get(self, request: Request) -> Response:
+        with broker_asked():
+            found = {"total": deadletters.count(), "letters": deadletters.peek()}
+        return Response(DeadLettersSerializer(found).data)
+
+
+class ReplayView(Operations):
+    @refuses(problems.MALFORMED, problems.INVALID, problems.UNAUTHENTICATED, problems.FORBIDDEN, problems.NOT_JSON)
+    @extend_schema(
+        operation_id="dead_letters_replay",
+        tags=["operations"],
+        summary="Have dead letters counted after all",
+        description=(
+            f"Sends them back to the queue of votes, oldest first, at most {MAX_REPLAYED} a request. Safe to repeat: no vote counts "
+            "twice. What still can't be counted comes back. After a 503 some may have been replayed, and none is lost."
+        ),
+        request=ReplaySerializer,
+        responses=OpenApiResponse(ReplayedSerializer, "How many were sent."),
+    )
+    def post(self, request: Request) -> Response:
+        serializer = ReplaySerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        with broker_asked():
+            replayed = deadletters.replay(serializer.validated_data["most"])
+        return Response(ReplayedSerializer({"replayed": replayed}).data)
+
+
+@contextmanager
+def broker_asked() -> Iterator[None]:
+    """Answer 503 where the broker does not answer in time."""
+    try:
+        yield
+    except deadletters.UnreachableError as exc:
+        raise problems.UNAVAILABLE.says(str(exc), headers={"Retry-After": "5"}) from exc
