@@ -1,4 +1,7 @@
-"""Bodies on their way to Django: none is taken beyond what its address needs. Django itself would keep it on disk to the end first."""
+"""Bodies on their way to Django: none is taken beyond what its address needs, and each has a length.
+
+Django itself would keep any body on disk to its end first, and the REST framework takes one without a length for none.
+"""
 
 import json
 from collections.abc import Awaitable, Callable
@@ -24,25 +27,29 @@ def bounded(application: Application) -> Application:
         if scope["type"] != "http":
             return await application(scope, receive, send)
         most = MAX_CODES_BYTES if scope["path"].rstrip("/").endswith("/codes") else settings.DATA_UPLOAD_MAX_MEMORY_SIZE
-        left, has_answered = most, False
-        length = dict(scope["headers"]).get(b"content-length", b"")
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"")
         if length.isdigit() and (len(length) > 12 or int(length) > most):
             return await _refuse(send, most)
+        if b"transfer-encoding" not in headers:
+            return await application(scope, receive, send)
 
-        async def receive_what_is_left() -> dict[str, Any]:
-            nonlocal left
+        body, more = bytearray(), True
+        while more:
             message = await receive()
-            left -= len(message.get("body", b""))
-            return message if left >= 0 else {"type": "http.disconnect"}
+            if message["type"] == "http.disconnect":
+                return None
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > most:
+                return await _refuse(send, most)
+        whole = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
-        async def note_and_send(message: dict[str, Any]) -> None:
-            nonlocal has_answered
-            has_answered = True
-            await send(message)
+        async def receive_whole() -> dict[str, Any]:
+            return whole.pop() if whole else await receive()
 
-        await application(scope, receive_what_is_left, note_and_send)
-        if left < 0 and not has_answered:
-            await _refuse(send, most)
+        given = [*scope["headers"], (b"content-length", b"%d" % len(body))]
+        return await application({**scope, "headers": given}, receive_whole, send)
 
     return bounding
 

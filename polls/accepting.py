@@ -350,10 +350,10 @@ def unknown_code() -> Refusal:
 
 def check_open(poll: PollSnapshot, accepted_at: int) -> None:
     """Raise Refusal unless the poll is open at this moment (microseconds since 1970 UTC)."""
-    if accepted_at < poll.opens_at:
-        raise problems.POLL_NOT_OPEN.says(f"The poll opens at {iso(from_microseconds(poll.opens_at))}.")
     if accepted_at >= poll.closes_at:
         raise problems.POLL_CLOSED.says(f"The poll closed at {iso(from_microseconds(poll.closes_at))}.")
+    if accepted_at < poll.opens_at:
+        raise problems.POLL_NOT_OPEN.says(f"The poll opens at {iso(from_microseconds(poll.opens_at))}.")
 
 
 def check_client(poll: PollSnapshot, client: ClientSnapshot) -> None:

@@ -82,13 +82,14 @@ class Throttle:
 
     def share(self) -> None:
         """Add what was used here to the cache, and learn what was used elsewhere. Costs a round trip for each subject that matters."""
+        if not self.limit:
+            return
         minute, used, shared = self._minute, self._used, self._shared
         for subject, total in list(used.items()):
-            news = total - shared.get(subject, 0)
-            if news and total >= self.limit * WORTH_SHARING:
+            if total >= self.limit * WORTH_SHARING:
                 key = f"throttle:{self.policy}:{minute}:{subject}"
                 cache.add(key, 0, timeout=2 * WINDOW_SECONDS)
-                everywhere = cache.incr(key, news)
+                everywhere = cache.incr(key, total - shared.get(subject, 0))  # also without news of ours: others may have some
                 shared[subject] = total
                 if minute == self._minute:
                     self._elsewhere[subject] = everywhere - total

@@ -570,10 +570,8 @@ def test_only_json_is_taken(anonymous, media_type):
     assert_refused(anonymous.post("/graphql", json.dumps({"query": HELLO}).encode(), content_type=media_type), problems.NOT_JSON)
 
 
-def test_nothing_is_answered_to_a_get_but_graphiql_in_development(anonymous, production):
-    in_development = anonymous.get(f"/graphql?query={HELLO.replace(' ', '')}", accept="text/html,*/*")
-    assert (in_development.status, "GraphiQL" in in_development.text, "__typename" in in_development.text) == (200, True, False)
-    assert_refused(production.get(f"/graphql?query={HELLO.replace(' ', '')}"), problems.WRONG_METHOD)
+def test_nothing_is_answered_to_a_get(anonymous):
+    assert_refused(anonymous.get(f"/graphql?query={HELLO.replace(' ', '')}", accept="text/html,*/*"), problems.WRONG_METHOD)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """What every answer has, whichever door it comes from: CORS, request ids, problems, and a word before an address goes."""
 
 import asyncio
+import http.client
+import json
 import socket
 from datetime import UTC, datetime
 
@@ -114,6 +116,20 @@ def test_django_takes_no_body_without_end(owners_api):
         except OSError:
             pass  # refused before it was all sent
         assert b" 413 " in connection.recv(1000).partition(b"\r\n")[0]
+
+
+def test_a_body_in_chunks_is_a_body_like_any_other(owners_api):
+    body = json.dumps(
+        {"title": "Lunch", "options": [{"text": "soup"}, {"text": "salad"}], "voter_policy": "ip", "closes_at": "2099-01-01T00:00:00Z"}
+    )
+    connection = http.client.HTTPConnection("127.0.0.1", owners_api.port, timeout=10)
+    try:
+        chunks = (body[start : start + 20].encode() for start in range(0, len(body), 20))
+        connection.request("POST", "/api/v1/polls", chunks, {**owners_api.headers, "content-type": "application/json"}, encode_chunked=True)
+        answer = connection.getresponse()
+        assert (answer.status, json.load(answer)["title"]) == (201, "Lunch")
+    finally:
+        connection.close()
 
 
 def test_an_address_that_will_go_says_so(monkeypatch):

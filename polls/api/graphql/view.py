@@ -7,16 +7,13 @@ import time
 from typing import Any
 
 from django.conf import settings
-from django.http import HttpResponse
 from django.utils.timezone import now
 from drf_spectacular.utils import extend_schema
 from graphql import GraphQLError
 from rest_framework import permissions, serializers
-from rest_framework.exceptions import MethodNotAllowed
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
-from strawberry.http.ides import get_graphql_ide_html
 from strawberry.schema.exceptions import CannotGetOperationTypeError
 
 from polls import accepting, problems
@@ -54,12 +51,6 @@ class DocumentSerializer(StrictSerializer):
 @extend_schema(exclude=True)
 class GraphQLView(APIView):
     permission_classes = [permissions.AllowAny]  # each field has its own rule
-
-    def get(self, request: Request) -> HttpResponse:
-        """Show GraphiQL, which loads itself from the internet, in development only."""
-        if not settings.DEBUG:
-            raise MethodNotAllowed("GET")
-        return HttpResponse(get_graphql_ide_html())
 
     def post(self, request: Request) -> Response:
         if int(request.META.get("CONTENT_LENGTH") or 0) > MAX_BODY_BYTES:
