@@ -1,12 +1,15 @@
 """Mass casting: many votes in one request, each with an outcome of its own."""
 
+import asyncio
 import json
 
 import pytest
+from django.db import OperationalError
 
-from polls import codes, problems, voters
+from polls import codes, outbox, problems, voters
 from polls.models import VoterCode
-from tests.conftest import Api, option, standing, tallies, wait_until
+from polls.publishing import Publisher
+from tests.conftest import Api, option, standing, tallies, vote_of, wait_until
 from tests.test_intake import assert_refused
 
 
@@ -139,3 +142,15 @@ def test_batches_are_for_api_clients_and_their_polls(api, poll, make_poll):
     closed = make_poll(opens_in=-20, closes_in=-10)
     answer = api.post(path(closed), items(closed, "alice")).json
     assert answer["votes"][0]["problem"]["type"] == problems.POLL_CLOSED.type
+
+
+def test_of_a_batch_that_nobody_takes_every_vote_is_told_to_be_lost(poll, monkeypatch):
+    """The publisher has no broker yet, and its outbox no database."""
+
+    def away(bundle):
+        raise OperationalError
+
+    monkeypatch.setattr(outbox, "keep", away)
+    votes = [vote_of(poll, f"voter {n}") for n in range(3)]
+
+    assert asyncio.run(Publisher().take_all(votes)) == {vote.vote_id for vote in votes}

@@ -263,6 +263,14 @@ def test_whoever_was_let_in_may_change_the_vote_and_nobody_gets_in_by_withdrawin
     assert tallies(poll) == {"salad": 1}
 
 
+def test_a_voters_two_votes_in_one_bundle_take_one_place_of_the_limit(make_poll):
+    poll = make_poll(voter_policy="session", address_limit=2, allow_change=True)
+    votes = [vote_of(poll, voter, at=at, address="192.0.2.7") for at, voter in enumerate(["alice", "alice", "bob", "carol"])]
+
+    assert count_votes(votes) == {"counted": 2, "superseded": 1, "rejected": 1}
+    assert outcome_of(votes[3]) == ("rejected", "address_limit")
+
+
 def test_workers_that_count_for_one_address_at_once_let_in_no_more_than_its_limit(make_poll):
     poll = make_poll(voter_policy="session", address_limit=10)
     votes = [vote_of(poll, f"voter {n}", address="192.0.2.7") for n in range(40)]
