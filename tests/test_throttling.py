@@ -49,10 +49,12 @@ def test_an_api_client_is_counted_by_itself_and_a_batch_by_its_votes(tmp_path, p
     key = {"authorization": f"Api-Key {client_key}", "x_forwarded_for": "192.0.2.1"}
     with limited(tmp_path, ADDRESS_REQUESTS_PER_MINUTE="1", CLIENT_VOTES_PER_MINUTE="10") as api:
         first, second = api.post(path, batch, **key), api.post(path, batch, **key)
+        in_django = api.get("/api/v1/polls", **key)
         listed = api.get("/api/v1/polls", x_forwarded_for="192.0.2.1")
 
     assert first.status == 200 and fields(first)["r"] == "4"
     assert_refused(second, problems.TOO_MANY_REQUESTS)
+    assert_refused(in_django, problems.TOO_MANY_REQUESTS)
     assert listed.status == 200
 
 
