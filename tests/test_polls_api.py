@@ -726,3 +726,13 @@ def test_a_method_that_is_none(owners_api, poll):
     answer = owners_api.send("PUT", f"/api/v1/polls/{poll.pk}", {})
     assert_refused(answer, problems.WRONG_METHOD)
     assert "PATCH" in answer.headers["allow"]
+
+
+def test_a_moment_may_have_any_offset(owners_api):
+    """PostgreSQL takes offsets below 16 hours only; ISO 8601 knows others."""
+    far = "2099-01-01T00:00:00%2B22:31"
+
+    assert owners_api.get(f"/api/v1/polls?closes_before={far}").status == 200
+    assert_refused(owners_api.get("/api/v1/polls?closes_after=0001-01-01T00:00:00%2B23:59"), problems.INVALID, pointer="/closes_after")
+    made = owners_api.post("/api/v1/polls", lunch(closes_at="2099-01-01T00:00:00+22:31"))
+    assert (made.status, made.json["closes_at"]) == (201, "2098-12-31T01:29:00Z")

@@ -1,10 +1,13 @@
 """What the list of polls can be asked for. Anything else is refused: a misspelt filter must not look like an answer."""
 
+from datetime import UTC, datetime
 from typing import Any
 
+from django.core.exceptions import ValidationError
 from django.db.models import Q, QuerySet
 from django.utils.timezone import now
 from django_filters import rest_framework as filters
+from django_filters.fields import IsoDateTimeField
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
@@ -21,15 +24,30 @@ class Statuses(filters.BaseInFilter, filters.ChoiceFilter):
     """Several of PollStatus, parted by commas."""
 
 
+class MomentField(IsoDateTimeField):
+    """A moment in UTC: PostgreSQL takes no offset of 16 hours and more, which ISO 8601 allows."""
+
+    def to_python(self, value: Any) -> datetime | None:
+        moment: datetime | None = super().to_python(value)
+        try:
+            return moment and moment.astimezone(UTC)
+        except OverflowError:  # in the first or last hours that dates go to
+            raise ValidationError(self.error_messages["invalid"], code="invalid") from None
+
+
+class Moment(filters.IsoDateTimeFilter):
+    field_class = MomentField
+
+
 class PollFilters(filters.FilterSet):
     status = Statuses(method="in_statuses", choices=PollStatus.choices, help_text="One status or several, parted by commas.")
     voter_policy = filters.ChoiceFilter(choices=VoterPolicy.choices)
     method = filters.ChoiceFilter(choices=VotingMethod.choices)
     mine = filters.ChoiceFilter(method="of_mine", choices=[("true", "true"), ("false", "false")], help_text="true: one's own polls only.")
-    opens_after = filters.IsoDateTimeFilter("opens_at", "gte")
-    opens_before = filters.IsoDateTimeFilter("opens_at", "lt")
-    closes_after = filters.IsoDateTimeFilter("closes_at", "gte")
-    closes_before = filters.IsoDateTimeFilter("closes_at", "lt")
+    opens_after = Moment("opens_at", "gte")
+    opens_before = Moment("opens_at", "lt")
+    closes_after = Moment("closes_at", "gte")
+    closes_before = Moment("closes_at", "lt")
     search = filters.CharFilter(method="with_words", max_length=200, help_text="Text in title or description.")
     ordering = filters.ChoiceFilter(
         method="in_order",
