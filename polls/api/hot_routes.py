@@ -12,21 +12,29 @@ _DATE = {"type": "string", "format": "date-time"}
 _UUID = {"type": "string", "format": "uuid"}
 _RECEIPT = {"type": "string", "description": "Tells later what became of the vote."}
 _CHOICE = {
-    "option": {"type": "string", "description": "Id of the chosen option."},
+    "option": {"type": ["string", "null"], "description": "Id of the chosen option."},
     "options": {
-        "type": "array",
+        "type": ["array", "null"],
         "items": {"type": "string"},
         "description": "Instead of `option`: the ids of several, in an approval poll.",
     },
 }
+# Either, and not both; null is as good as left out.
+_ONE_CHOICE = [
+    {"required": ["option"], "properties": {"option": {"type": "string"}, "options": {"type": "null"}}},
+    {"required": ["options"], "properties": {"options": {"type": "array"}, "option": {"type": "null"}}},
+]
 _WHO = {
     "voter": {
-        "type": "string",
+        "type": ["string", "null"],
         "minLength": 1,
         "maxLength": MAX_VOTER_LENGTH,
         "description": "Only, and always, where voter_policy is `client`: your own reference of the voter. Stored as a keyed hash.",
     },
-    "code": {"type": "string", "description": "Only, and always, where voter_policy is `code`: the voter's code. Stored as a keyed hash."},
+    "code": {
+        "type": ["string", "null"],
+        "description": "Only, and always, where voter_policy is `code`: the voter's code. Stored as a keyed hash.",
+    },
 }
 _KEY = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[\\x21-\\x7e]+$"}
 
@@ -57,11 +65,15 @@ _VOTE_STATUS = _object(
 _PROBLEM = {"$ref": "#/components/schemas/Problem"}
 
 SCHEMAS: dict[str, Any] = {
-    "CastRequest": _body({**_CHOICE, **_WHO}, oneOf=[{"required": ["option"]}, {"required": ["options"]}]),
+    "CastRequest": _body({**_CHOICE, **_WHO}, oneOf=_ONE_CHOICE),
     "WithdrawRequest": _body(_WHO),
     "BatchItem": _body(
-        {**_CHOICE, **_WHO, "idempotency_key": {**_KEY, "description": "Names this vote: its repeats are the same vote."}},
-        oneOf=[{"required": ["option"]}, {"required": ["options"]}],
+        {
+            **_CHOICE,
+            **_WHO,
+            "idempotency_key": {**_KEY, "type": ["string", "null"], "description": "Names this vote: its repeats are the same vote."},
+        },
+        oneOf=_ONE_CHOICE,
     ),
     "Accepted": _object(
         "id receipt status accepted_at links",
