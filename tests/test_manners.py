@@ -99,7 +99,7 @@ def test_every_decision_is_logged_with_its_request_where_that_is_wanted(poll, ca
 
 
 def test_what_is_nowhere_is_a_problem_and_no_page(api):
-    for path in ("/api/v1/nothing", "/api/v2/polls", "/api/v1/polls/not-a-uuid"):
+    for path in ("/api/v1/nothing", "/api/v2/polls", "/api/v1/polls/not-a-uuid", "/api/v1/a%0Ab", "/api/"):
         assert_refused(api.get(path, accept="text/html"), problems.NOT_FOUND)
 
 

@@ -41,5 +41,5 @@ urlpatterns = [
     path("api/docs", views.from_this_host_only(SpectacularSwaggerView.as_view(url_name="schema"))),
     path("api/redoc", views.from_this_host_only(SpectacularRedocView.as_view(url_name="schema", template_name="polls/redoc.html"))),
     path("problems/<slug:slug>", errors.explain),
-    re_path(r"^api(?:/.*)?$", csrf_exempt(errors.not_found)),  # else a POST would be told, in HTML, that it lacks a cookie
+    re_path(r"^api(?:/[\s\S]*)?\Z", csrf_exempt(errors.not_found)),  # else a POST would be told, in HTML, that it lacks a cookie
 ]
