@@ -13,7 +13,6 @@ from pathlib import Path
 
 import django
 from django.conf import settings
-from django.core.management import call_command
 from django.test.utils import setup_databases, setup_test_environment, teardown_databases
 
 # A request that is right in shape may still be refused for what it says: a poll that is not open, a choice that is none, a time
@@ -49,7 +48,6 @@ def run(folder: Path, arguments: argparse.Namespace) -> int:
     from tests import conftest
 
     queues.declare()
-    call_command("migrate", verbosity=0)
     user = conftest.make_user("fuzzer", "owner")
     user.is_superuser = True
     user.save()

@@ -8,7 +8,7 @@ from django.db import connection
 
 from polls import codes, problems, voters
 from polls.models import JournalEntry, NetworkCount, VoterCode
-from tests.conftest import Api, free_port, make_user, option, signed_in, standing, tallies, wait_until, web
+from tests.conftest import Api, answers, free_port, make_user, option, signed_in, standing, tallies, wait_until, web
 from tests.test_intake import assert_refused
 
 
@@ -26,15 +26,8 @@ def behind_a_proxy(pipeline, tmp_path_factory):
     port = free_port()
     with web(port, tmp_path_factory.mktemp("proxied") / "web.log", TRUSTED_PROXIES="1"):
         anonymous = Api(port, {})
-        wait_until(lambda: is_up(anonymous))
+        wait_until(lambda: answers(port))
         yield anonymous
-
-
-def is_up(api):
-    try:
-        return api.get("/healthz").status == 200
-    except OSError:
-        return False
 
 
 # --- session ----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from polls import outbox, problems
-from tests.conftest import Api, free_port, option, tallies, wait_until, web
+from tests.conftest import Api, answers, free_port, option, tallies, wait_until, web
 from tests.test_intake import assert_refused
 
 
@@ -43,20 +43,13 @@ def test_when_the_time_is_up_the_answer_is_202(poll, client_key, tmp_path):
     port = free_port()
     with web(port, tmp_path / "web.log", CELERY_BROKER_URL="amqp://nobody:wrong@127.0.0.1:1//"):
         api = Api(port, {"authorization": f"Api-Key {client_key}"})
-        wait_until(lambda: is_up(api))
+        wait_until(lambda: answers(port))
         started = time.monotonic()
         answer = api.cast(poll, "alice", prefer="wait=1")
 
     assert outbox.drain() >= 1
     assert (answer.status, answer.json["status"]) == (202, "pending")
     assert 1 <= time.monotonic() - started < 4
-
-
-def is_up(api):
-    try:
-        return api.get("/healthz").status == 200
-    except OSError:
-        return False
 
 
 def test_many_who_wait_look_together(api, poll):

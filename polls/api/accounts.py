@@ -14,7 +14,7 @@ from polls import accounts, problems
 from polls.api.authentication import actor
 from polls.api.callers import ByAttempts
 from polls.api.schema import refuses
-from polls.api.serializers import StrictSerializer
+from polls.api.serializers import StrictSerializer, checked
 from polls.roles import ROLES
 from tasks import mail
 
@@ -69,9 +69,8 @@ class PasswordResetConfirmSerializer(StrictSerializer):
     new_password = password_field()
 
 
+# Open to everybody: who signs in is nobody yet, and a token that has expired must not be in the way.
 class Door(APIView):
-    """Open to everybody: who signs in is nobody yet, and a token that has expired must not be in the way."""
-
     authentication_classes = []
     permission_classes = [permissions.AllowAny]
     throttle_classes = [ByAttempts]
@@ -89,7 +88,7 @@ class RegisterView(Door):
         auth=[{}],  # type: ignore[list-item] # the way to say: nobody needs any
     )
     def post(self, request: Request) -> Response:
-        wanted = read(NewAccountSerializer, request)
+        wanted = checked(NewAccountSerializer, request.data)
         user = accounts.register(**wanted, at=now())
         return Response(shown(user), status.HTTP_201_CREATED, headers={"Location": "/api/v1/auth/me"})
 
@@ -106,7 +105,7 @@ class SignInView(Door):
         auth=[{}],  # type: ignore[list-item]
     )
     def post(self, request: Request) -> Response:
-        return Response(TokensSerializer(accounts.sign_in(**read(SignInSerializer, request))).data, headers=NOT_STORED)
+        return Response(TokensSerializer(accounts.sign_in(**checked(SignInSerializer, request.data))).data, headers=NOT_STORED)
 
 
 class RefreshView(Door):
@@ -123,7 +122,7 @@ class RefreshView(Door):
         auth=[{}],  # type: ignore[list-item]
     )
     def post(self, request: Request) -> Response:
-        tokens = accounts.refresh(read(RefreshSerializer, request)["refresh"])
+        tokens = accounts.refresh(checked(RefreshSerializer, request.data)["refresh"])
         return Response(TokensSerializer(tokens).data, headers=NOT_STORED)
 
 
@@ -141,7 +140,7 @@ class SignOutView(Door):
         auth=[{}],  # type: ignore[list-item]
     )
     def post(self, request: Request) -> Response:
-        accounts.sign_out(read(RefreshSerializer, request)["refresh"])
+        accounts.sign_out(checked(RefreshSerializer, request.data)["refresh"])
         return Response(status=status.HTTP_204_NO_CONTENT)
 
 
@@ -174,7 +173,7 @@ class PasswordView(APIView):
     )
     def post(self, request: Request) -> Response:
         user = person(request)
-        accounts.change_password(user, **read(NewPasswordSerializer, request))
+        accounts.change_password(user, **checked(NewPasswordSerializer, request.data))
         return Response(status=status.HTTP_204_NO_CONTENT)
 
 
@@ -184,12 +183,13 @@ class PasswordResetView(Door):
         operation_id="password_reset",
         tags=["auth"],
         summary="Ask for a mail about a forgotten password",
+        description="It goes to every account with this address, and holds a token that is good for an hour.",
         request=PasswordResetSerializer,
         responses={202: OpenApiResponse(None, "If there is an account with this address, it gets a mail. The answer never tells.")},
         auth=[{}],  # type: ignore[list-item]
     )
     def post(self, request: Request) -> Response:
-        wanted = read(PasswordResetSerializer, request)
+        wanted = checked(PasswordResetSerializer, request.data)
         mail.order_password_resets(accounts.ids_of_users_with(wanted["email"]))
         return Response(status=status.HTTP_202_ACCEPTED)
 
@@ -206,15 +206,8 @@ class PasswordResetConfirmView(Door):
         auth=[{}],  # type: ignore[list-item]
     )
     def post(self, request: Request) -> Response:
-        accounts.reset_password(**read(PasswordResetConfirmSerializer, request))
+        accounts.reset_password(**checked(PasswordResetConfirmSerializer, request.data))
         return Response(status=status.HTTP_204_NO_CONTENT)
-
-
-def read(shape: type[StrictSerializer], request: Request) -> dict[str, Any]:
-    serializer = shape(data=request.data)
-    serializer.is_valid(raise_exception=True)
-    fields: dict[str, Any] = serializer.validated_data
-    return fields
 
 
 def person(request: Request) -> User:

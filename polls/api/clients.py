@@ -16,7 +16,7 @@ from polls.api.accounts import NOT_STORED
 from polls.api.authentication import actor
 from polls.api.pages import NewestFirst
 from polls.api.schema import refuses
-from polls.api.serializers import StrictSerializer
+from polls.api.serializers import StrictSerializer, checked
 from polls.models import ApiClient, Scope
 
 MAX_OVERLAP_HOURS = 720
@@ -119,9 +119,7 @@ class ClientsView(ClientsOnes, generics.ListAPIView[ApiClient]):
         responses={201: OpenApiResponse(ClientWithKeySerializer, "The client with its key, shown this once; `Location` names it.")},
     )
     def post(self, request: Request) -> Response:
-        serializer = ClientSerializer(data=request.data)
-        serializer.is_valid(raise_exception=True)
-        made = clients.make_client(cast(User, request.user), serializer.validated_data, at=now())
+        made = clients.make_client(cast(User, request.user), checked(ClientSerializer, request.data), at=now())
         return with_key(*made, status.HTTP_201_CREATED)
 
 
@@ -155,9 +153,8 @@ class ClientView(ClientsOnes):
     )
     def patch(self, request: Request, client_id: int) -> Response:
         client = self.to_change()
-        serializer = ClientSerializer(client, data=request.data, partial=True)
-        serializer.is_valid(raise_exception=True)
-        return Response(ClientSerializer(clients.change_client(client, serializer.validated_data)).data)
+        changes = checked(ClientSerializer, request.data, partial=True)
+        return Response(ClientSerializer(clients.change_client(client, changes)).data)
 
     @refuses(problems.UNAUTHENTICATED, problems.FORBIDDEN, problems.NOT_FOUND)
     @extend_schema(
@@ -192,9 +189,7 @@ class RotateView(ClientsOnes):
     )
     def post(self, request: Request, client_id: int) -> Response:
         client = self.to_change()
-        serializer = RotationSerializer(data=request.data)
-        serializer.is_valid(raise_exception=True)
-        hours = serializer.validated_data.get("overlap_hours")
+        hours = checked(RotationSerializer, request.data).get("overlap_hours")
         overlap = None if hours is None else timedelta(hours=hours)
         return with_key(*clients.rotate(client, at=now(), overlap=overlap), status.HTTP_200_OK)
 

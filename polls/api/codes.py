@@ -18,7 +18,7 @@ from polls import codes, problems
 from polls.api.authentication import actor
 from polls.api.pages import NewestFirst
 from polls.api.schema import refuses
-from polls.api.serializers import StrictSerializer
+from polls.api.serializers import StrictSerializer, checked
 from polls.journal import Act
 from polls.models import Poll, VoterCode
 from polls.moments import iso
@@ -281,9 +281,7 @@ class CodesView(APIView):
     def _add(self, poll: Poll, request: Request) -> list[codes.Issued]:
         if isinstance(request.data, tuple):
             return codes.upload(poll, request.data, _act(request))
-        serializer = NewCodesSerializer(data=request.data)
-        serializer.is_valid(raise_exception=True)
-        wanted = serializer.validated_data
+        wanted = checked(NewCodesSerializer, request.data)
         if "generate" in wanted:
             return codes.generate(poll, wanted["generate"], _act(request), labels=wanted.get("labels", []))
         rows = [codes.Row(code, label, f"Row {number}") for number, (code, label) in enumerate(wanted["codes"], start=1)]
@@ -342,9 +340,7 @@ class RevocationView(APIView):
     )
     def post(self, request: Request, poll_id: str) -> Response:
         poll = _poll_to_change(request, poll_id)
-        serializer = RevocationSerializer(data=request.data)
-        serializer.is_valid(raise_exception=True)
-        ids = serializer.validated_data.get("ids")
+        ids = checked(RevocationSerializer, request.data).get("ids")
         revoked, revoked_at = codes.revoke(poll, ids and map(int, ids), _act(request))
         return Response({"revoked": revoked, "revoked_at": iso(revoked_at)})
 

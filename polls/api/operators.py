@@ -13,7 +13,7 @@ from rest_framework.views import APIView
 from polls import deadletters, problems
 from polls.api.authentication import actor
 from polls.api.schema import refuses
-from polls.api.serializers import StrictSerializer
+from polls.api.serializers import StrictSerializer, checked
 from polls.models import OutboxBundle
 
 # Dead letters that one request replays at most: a few seconds' work.
@@ -114,10 +114,9 @@ class ReplayView(Operations):
         responses=OpenApiResponse(ReplayedSerializer, "How many were sent."),
     )
     def post(self, request: Request) -> Response:
-        serializer = ReplaySerializer(data=request.data)
-        serializer.is_valid(raise_exception=True)
+        wanted = checked(ReplaySerializer, request.data)
         with broker_asked():
-            replayed = deadletters.replay(serializer.validated_data["most"])
+            replayed = deadletters.replay(wanted["most"])
         return Response(ReplayedSerializer({"replayed": replayed}).data)
 
 

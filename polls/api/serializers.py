@@ -31,6 +31,13 @@ class StrictSerializer(serializers.Serializer[Any]):
         return None
 
 
+def checked(shape: type[serializers.BaseSerializer[Any]], sent: Any, *, partial: bool = False) -> dict[str, Any]:
+    """Return what was sent, in the serializer's shape; raises the REST framework's ValidationError when it has another."""
+    serializer = shape(data=sent, partial=partial)
+    serializer.is_valid(raise_exception=True)
+    return dict(serializer.validated_data)
+
+
 # What JSON must hold for a field; the REST framework would take "no" for false, 7 for "7".
 _JSON_TYPES = (
     (serializers.BooleanField, bool, "This must be true or false."),

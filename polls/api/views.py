@@ -32,6 +32,7 @@ from polls.api.serializers import (
     PollChangeSerializer,
     PollSerializer,
     ReasonSerializer,
+    checked,
 )
 from polls.journal import Act
 from polls.models import JournalEntry, Poll
@@ -98,7 +99,7 @@ class PollsView(generics.ListCreateAPIView[Poll]):
     )
     def post(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         check_makes_polls(request)
-        fields, at = _read(request, NewPollSerializer), now()
+        fields, at = checked(NewPollSerializer, request.data), now()
         poll = editing.create_poll(cast(User, request.user), fields, at, by=actor(request).name)
         return _show(request, poll, at, status.HTTP_201_CREATED)
 
@@ -145,7 +146,7 @@ class PollView(APIView):
     def patch(self, request: Request, poll_id: str) -> Response:
         at = now()
         poll = to_change(request, poll_id, at)
-        changes = _read(request, PollChangeSerializer, partial=True)
+        changes = checked(PollChangeSerializer, request.data, partial=True)
         act = act_of(request, at, changes.pop("reason", ""))
         return _show(request, editing.change_poll(poll.pk, changes, act), at)
 
@@ -204,7 +205,7 @@ def _stage(
         def post(self, request: Request, poll_id: str) -> Response:
             at = now()
             poll = to_change(request, poll_id, at)
-            wanted = _read(request, takes)
+            wanted = checked(takes, request.data)
             return _show(request, move(poll.pk, act_of(request, at, wanted.pop("reason")), **wanted), at)
 
     return StageView
@@ -261,7 +262,7 @@ class DuplicateView(APIView):
         at = now()
         poll = _seen_inside(request, poll_id, at)
         check_makes_polls(request)
-        wanted = _read(request, DuplicateSerializer)
+        wanted = checked(DuplicateSerializer, request.data)
         act = act_of(request, at, wanted.pop("reason"))
         return _show(request, stages.duplicate_poll(poll.pk, cast(User, request.user), act, **wanted), at, status.HTTP_201_CREATED)
 
@@ -347,12 +348,6 @@ def _seen_inside(request: Request, poll_id: str, at: datetime) -> Poll:
     if not actor(request).reads_journal(poll):
         raise problems.FORBIDDEN.says("This is for the people behind the poll only.")
     return poll
-
-
-def _read(request: Request, shape: type[BaseSerializer[Any]], *, partial: bool = False) -> dict[str, Any]:
-    serializer = shape(data=request.data, partial=partial)
-    serializer.is_valid(raise_exception=True)
-    return dict(serializer.validated_data)
 
 
 _TAG = r'(?:W/)?"[\x21\x23-\x7e]*"'

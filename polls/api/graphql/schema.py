@@ -46,7 +46,7 @@ from polls.api.graphql.shapes import (
     show_polls,
 )
 from polls.api.pages import NewestFirst
-from polls.api.serializers import ClosingSerializer, ExtensionSerializer, NewPollSerializer, ReasonSerializer
+from polls.api.serializers import ClosingSerializer, ExtensionSerializer, NewPollSerializer, ReasonSerializer, checked
 from polls.bundles import AcceptedVote
 from polls.models import PollStatus, VoterPolicy, VotingMethod
 from polls.receipts import VoteStatus
@@ -162,7 +162,7 @@ class Mutation:
         asked = info.context
         _check_signed_in(asked)
         views.check_makes_polls(asked.request)
-        fields = _checked(NewPollSerializer, given(input))
+        fields = checked(NewPollSerializer, given(input))
         poll = editing.create_poll(cast(User, asked.request.user), fields, asked.at, by=actor(asked.request).name)
         return show_polls([poll], asked)[0]
 
@@ -240,19 +240,13 @@ def _move(asked: Asked, poll_id: str, move: Callable[..., models.Poll], takes: t
     """Take a poll to another stage."""
     _check_signed_in(asked)
     poll = views.to_change(asked.request, _poll_id(poll_id), asked.at)
-    fields = _checked(takes, wanted)
+    fields = checked(takes, wanted)
     return show_polls([move(poll.pk, views.act_of(asked.request, asked.at, fields.pop("reason")), **fields)], asked)[0]
 
 
 def _check_signed_in(asked: Asked) -> None:
     if actor(asked.request).user is None:
         raise NotAuthenticated
-
-
-def _checked(shape: type[BaseSerializer[Any]], wanted: dict[str, Any]) -> dict[str, Any]:
-    serializer = shape(data=wanted)
-    serializer.is_valid(raise_exception=True)
-    return dict(serializer.validated_data)
 
 
 # --- The schema -------------------------------------------------------------------------------------------------------

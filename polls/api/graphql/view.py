@@ -21,7 +21,7 @@ from polls.api.errors import refusal_of
 from polls.api.graphql.limits import MAX_DOCUMENT_LENGTH
 from polls.api.graphql.schema import schema
 from polls.api.graphql.shapes import Asked
-from polls.api.serializers import StrictSerializer
+from polls.api.serializers import StrictSerializer, checked
 from polls.problems import Refusal
 
 logger = logging.getLogger(__name__)
@@ -55,9 +55,7 @@ class GraphQLView(APIView):
     def post(self, request: Request) -> Response:
         if int(request.META.get("CONTENT_LENGTH") or 0) > MAX_BODY_BYTES:
             raise problems.TOO_LARGE.says(f"This takes at most {MAX_BODY_BYTES} bytes.")
-        document = DocumentSerializer(data=request.data)
-        document.is_valid(raise_exception=True)
-        wanted = document.validated_data
+        wanted = checked(DocumentSerializer, request.data)
         asked = Asked(request, now(), time.monotonic() + accepting.MAX_WAIT_SECONDS)
         try:
             result = schema.execute_sync(
