@@ -95,8 +95,9 @@ class Voter:
     """Who votes: the voter key, and where from, if that matters in the poll."""
 
     key: UUID
-    address_key: int | None = None
-    subnet_key: int | None = None
+    address_key: UUID | None = None
+    subnet_key: UUID | None = None
+    signature_key: int | None = None
 
 
 class Desk:
@@ -144,7 +145,19 @@ class Desk:
             if reason := await or_unavailable(self._limits.get(arrival)):
                 raise problems.LIMIT_REACHED.says(f"No more voters are let in from this network: {Reason(reason).label}.")
         vote_id = voters.vote_id(voter.key, check_key(caller.idempotency_key), selection)
-        vote = AcceptedVote(vote_id, poll.id, voter.key, selection, at, voter.address_key, voter.subnet_key, caller.request_id)
+        vote = AcceptedVote(
+            vote_id,
+            poll.id,
+            voter.key,
+            selection,
+            at,
+            None,
+            None,
+            caller.request_id,
+            voter.address_key,
+            voter.subnet_key,
+            voter.signature_key,
+        )
         try:
             await self._publisher.take(vote)
         except NobodyTookItError:
@@ -182,7 +195,7 @@ class Desk:
                 selection = cast.select(poll)
                 name = check_key(cast.idempotency_key) or (batch_key and f"{batch_key}#{index}")
                 vote_id = voters.vote_id(key, name, selection)
-                taken.append(AcceptedVote(vote_id, poll.id, key, selection, accepted_at, None, None, caller.request_id))
+                taken.append(AcceptedVote(vote_id, poll.id, key, selection, accepted_at, request_id=caller.request_id))
             except Refusal as refusal:
                 taken.append(refusal)
         votes = [vote for vote in taken if isinstance(vote, AcceptedVote)]
@@ -241,7 +254,7 @@ class Desk:
             who = await self._check_code(poll, cast, address)
         if any(poll.allowed_networks) and voters.is_in(address, poll.allowed_networks):
             return Voter(voters.voter_key(poll.id, policy, who))
-        return Voter(voters.voter_key(poll.id, policy, who), *voters.network_keys(address))
+        return Voter(voters.voter_key(poll.id, policy, who), *poll.cipher.keys(address))
 
     async def _check_code(self, poll: PollSnapshot, cast: Cast, address: str) -> str:
         """Return the code as it is hashed; raises Refusal when it is none. Wrong ones count as attempts of the address."""

@@ -21,11 +21,15 @@ class AcceptedVote(msgspec.Struct, array_like=True, frozen=True, gc=False):
     selection: tuple[int, ...]
     # Microseconds since 1970 UTC, by the clock of the web process that answered 202.
     accepted_at: Annotated[int, msgspec.Meta(ge=0, lt=253_402_300_800_000_000)]  # to the end of 9999, as far as dates go
-    # Keyed hashes of the client's address and subnet, where they matter (voters.network_keys).
-    address_key: int | None = None
-    subnet_key: int | None = None
+    # Two hashes of the address that web processes sent until networks.py; read by nobody.
+    old_address_key: int | None = None
+    old_subnet_key: int | None = None
     # What the client called its request, if it did; otherwise the vote id serves.
     request_id: str | None = None
+    # Where it came from and by which browser, where that matters (networks.py).
+    address_key: UUID | None = None
+    subnet_key: UUID | None = None
+    signature_key: int | None = None
 
 
 _encoder = msgspec.msgpack.Encoder(uuid_format="bytes")

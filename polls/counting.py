@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 from uuid import UUID
 
 from django.db import DataError, IntegrityError, connection, transaction
@@ -16,6 +15,7 @@ from django.db.backends.utils import CursorWrapper
 from polls import ballots, bundles
 from polls.ballots import Fate, Selection
 from polls.bundles import AcceptedVote
+from polls.holds import Holds, holds_of
 from polls.literals import array
 from polls.models import LimitMode, Outcome, Reason
 from polls.moments import from_microseconds, to_microseconds
@@ -64,8 +64,8 @@ def count_votes(votes: Iterable[AcceptedVote]) -> Counter[str]:
     (accepted_at, vote_id), never by the order of processing. Cost: 3 statements however many votes, and 2 to 5 more when a
     voter has more than one vote.
 
-    Locks, always in this order and each sorted, so that two workers can't deadlock: polls (shared), network counts, votes,
-    tallies.
+    Locks, always in this order and each sorted, so that two workers can't deadlock: the counting of each poll (shared; see
+    `keep_counting_out`), polls (shared), network counts, votes, tallies.
     """
     with transaction.atomic(), connection.cursor() as cursor:
         count = _Count(cursor).run(votes)
@@ -89,6 +89,7 @@ class _Rules:
     address_limit: int | None
     subnet_limit: int | None
     beyond_limits: Outcome
+    holds: Holds
     # {selection: whether it can be counted}; a poll has few, and a bundle many votes.
     seen: dict[Selection, bool] = field(default_factory=dict)
 
@@ -110,8 +111,9 @@ class _KnownVote:
     vote_id: UUID
     selection: Selection
     accepted_at: int
-    address_key: int | None
-    subnet_key: int | None
+    address_key: UUID | None
+    subnet_key: UUID | None
+    signature_key: int | None
     # Where it is: "standing", aside with its fate, or nowhere yet.
     place: Fate | Literal["standing"] | None = None
     # Whether its row is not what is known now.
@@ -121,8 +123,13 @@ class _KnownVote:
 
     @property
     def competes(self) -> bool:
-        """Whether it lost, if it did, only to another vote of its voter."""
-        return self.place in (None, "standing") or self.place[1] in _LOST_TO_ANOTHER
+        """Whether nothing is against it but another vote of its voter, or a ruling."""
+        return self.place in (None, "standing") or self.place[1] in _MAY_STAND
+
+    @property
+    def is_beyond_limits(self) -> bool:
+        """Whether a soft limit holds it up, until somebody releases it."""
+        return isinstance(self.place, tuple) and self.place[0] == Outcome.QUARANTINED and self.place[1] in _LIMITS
 
     def absorb(self, copy: AcceptedVote) -> None:
         """Take over the earlier of two copies of this vote.
@@ -131,9 +138,45 @@ class _KnownVote:
         """
         if (self.accepted_at, self.selection) > (copy.accepted_at, copy.selection):
             self.accepted_at, self.selection, self.is_changed = copy.accepted_at, copy.selection, True
+            self.address_key, self.subnet_key, self.signature_key = copy.address_key, copy.subnet_key, copy.signature_key
 
 
-_LOST_TO_ANOTHER = {Reason.DUPLICATE, Reason.CHANGED, Reason.WITHDRAWN, Reason.KEY_REUSED}
+_MAY_STAND = {Reason.DUPLICATE, Reason.CHANGED, Reason.WITHDRAWN, Reason.KEY_REUSED, Reason.UNDER_REVIEW, Reason.VOIDED}
+_LIMITS = {Reason.ADDRESS_LIMIT, Reason.SUBNET_LIMIT}
+
+
+def _decide(
+    known: Iterable[_KnownVote], fate_of: Callable[[_KnownVote], Fate | None], *, last_stands: bool, pardons: bool
+) -> tuple[_KnownVote | None, list[tuple[_KnownVote, Fate]]]:
+    """Return which of a voter's votes stands, if any, and what becomes of those that could.
+
+    `fate_of` says what rulings make of a vote. `pardons` lets votes compete that a soft limit holds up, where no ruling does.
+    """
+    free, fates = [], []
+    for vote in known:
+        if not (vote.competes or (pardons and vote.is_beyond_limits)):
+            continue
+        if fate := fate_of(vote):
+            fates.append((vote, fate))
+        else:
+            free.append(vote)
+    if not free:
+        return None, fates
+    winner, losers = ballots.decide(free, last_stands=last_stands)
+    return winner, fates + losers
+
+
+class _Decided(NamedTuple):
+    """What was decided for one voter."""
+
+    voter: Voter
+    current: _KnownVote | None
+    # What the current vote was tallied as.
+    stood: Selection
+    winner: _KnownVote | None
+    fates: list[tuple[_KnownVote, Fate]]
+    # How many of the brought votes were known before.
+    repeats: int
 
 
 @dataclass
@@ -145,6 +188,8 @@ class _Count:
     counted: list[AcceptedVote] = field(default_factory=list)
     set_aside: list[tuple[AcceptedVote, Fate]] = field(default_factory=list)
     repeats: int = 0
+    # How many voters have another vote standing than before, or none any more, or one again.
+    moved: int = 0
     refused: list[tuple[AcceptedVote, Fate]] = field(default_factory=list)
     # How many votes more (or fewer) a tally has.
     changes: Counter[tuple[UUID, Selection]] = field(default_factory=Counter)
@@ -169,21 +214,24 @@ class _Count:
         return self
 
     def _lock_polls(self, poll_ids: set[UUID]) -> dict[UUID, _Rules]:
-        """Keep the polls from being deleted, and their options from being changed, until this transaction ends."""
+        """Keep the polls from being deleted, and their options and holds from being changed, until this transaction ends."""
+        # Two statements: the second must not look at the tables before the first has its locks.
         self.cursor.execute(
             """
+            SELECT pg_advisory_xact_lock_shared(key) FROM unnest(%s::bigint[]) AS key;
             SELECT id, allow_change, method, ARRAY(SELECT o.id FROM options o WHERE o.poll_id = p.id),
-                   address_limit, subnet_limit, limit_mode
+                   address_limit, subnet_limit, limit_mode, holds_version
             FROM polls p WHERE id = ANY(%s::uuid[]) ORDER BY id FOR KEY SHARE
             """,
-            [array(poll_ids)],
+            [array(sorted(map(_lock_key, poll_ids))), array(poll_ids)],
         )
         return {
             poll_id: _Rules(
                 last_stands, method, frozenset(options), address_limit, subnet_limit,
                 Outcome.QUARANTINED if mode == LimitMode.SOFT else Outcome.REJECTED,
+                holds_of(poll_id, holds_version),
             )
-            for poll_id, last_stands, method, options, address_limit, subnet_limit, mode in self.cursor
+            for poll_id, last_stands, method, options, address_limit, subnet_limit, mode, holds_version in self.cursor.fetchall()
         }  # fmt: skip
 
     # --- Limits per address and per subnet ----------------------------------------------------------------------------
@@ -224,7 +272,7 @@ class _Count:
             [(voters, *network) for network, voters in sorted(counts.items()) if voters != before[network]],
         )
 
-    def _limit_reached(self, cast: AcceptedVote, counts: Counter[tuple[UUID, int]]) -> Reason | None:
+    def _limit_reached(self, cast: AcceptedVote, counts: Counter[tuple[UUID, UUID]]) -> Reason | None:
         rules = self.polls[cast.poll_id]
         for key, limit, reason in (
             (cast.address_key, rules.address_limit, Reason.ADDRESS_LIMIT),
@@ -234,12 +282,12 @@ class _Count:
                 return reason
         return None
 
-    def _lock_network_counts(self, limited: dict[Voter, list[AcceptedVote]]) -> Counter[tuple[UUID, int]]:
+    def _lock_network_counts(self, limited: dict[Voter, list[AcceptedVote]]) -> Counter[tuple[UUID, UUID]]:
         networks = sorted({(cast.poll_id, key) for casts in limited.values() for cast in casts for key in _network_keys(cast)})
         self.cursor.execute(
             """
             INSERT INTO network_counts (poll_id, network_key, voters)
-            SELECT poll_id, network_key, 0 FROM unnest(%s::uuid[], %s::bigint[]) AS n (poll_id, network_key)
+            SELECT poll_id, network_key, 0 FROM unnest(%s::uuid[], %s::uuid[]) AS n (poll_id, network_key)
             ORDER BY poll_id, network_key
             ON CONFLICT (poll_id, network_key) DO UPDATE SET voters = network_counts.voters
             RETURNING poll_id, network_key, voters
@@ -267,37 +315,39 @@ class _Count:
 
     def _place(self, by_voter: dict[Voter, list[AcceptedVote]]) -> None:
         """Give every vote its place: standing or aside."""
-        if not by_voter:
-            return
-        firsts = [casts[0] for casts in by_voter.values()]
-        left_out = self._insert_standing(firsts)
+        kept_out = {voter for voter, casts in by_voter.items() if (holds := self.polls[voter[0]].holds) and any(map(holds.fate_of, casts))}
+        firsts = [casts[0] for voter, casts in by_voter.items() if voter not in kept_out]
+        left_out = self._insert_standing(firsts) if firsts else set()
         inserted = [vote for place, vote in enumerate(firsts) if place not in left_out] if left_out else firsts
         for (poll_id, selection), votes in Counter((vote.poll_id, vote.selection) for vote in inserted).items():
             self._tally(poll_id, selection, votes)
-        contested = {voter: casts for place, (voter, casts) in enumerate(by_voter.items()) if len(casts) > 1 or place in left_out}
-        if not contested:
-            self.counted += inserted
-            return
-        self.counted += [vote for vote in inserted if (vote.poll_id, vote.voter_key) not in contested]
-        self._place(self._settle(contested, {(vote.poll_id, vote.voter_key) for vote in inserted}))
+        standing = {(vote.poll_id, vote.voter_key) for vote in inserted}
+        contested = {voter: casts for voter, casts in by_voter.items() if len(casts) > 1 or voter not in standing}
+        self.counted += [vote for vote in inserted if (vote.poll_id, vote.voter_key) not in contested] if contested else inserted
+        self.settle(contested, standing)
 
     def _tally(self, poll_id: UUID, selection: Selection, votes: int) -> None:
         for tallied in ballots.tallied_as(selection, self.polls[poll_id].method):
             self.changes[poll_id, tallied] += votes
 
-    def _insert_standing(self, votes: list[AcceptedVote]) -> set[int]:
-        """Insert the votes whose voter has none standing and that have no outcome yet; return the places of the others in the list."""
+    def _insert_standing(self, votes: Sequence[AcceptedVote | _KnownVote], voters: Iterable[Voter] | None = None) -> set[int]:
+        """Insert the votes whose voter has none standing and that have no outcome yet; return the places of the others in the list.
+
+        With `voters`, whose they are, also those that have an outcome.
+        """
+        whose = [(vote.poll_id, vote.voter_key) for vote in votes] if voters is None else list(voters)  # type: ignore[union-attr]
         self.cursor.execute(
-            """
+            f"""
             WITH v AS (
-                SELECT * FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::text[], %s::bigint[], %s::bigint[], %s::bigint[])
-                WITH ORDINALITY AS v (poll_id, voter_key, vote_id, selection, accepted_at, address_key, subnet_key, place)
+                SELECT * FROM unnest({_COLUMN_TYPES})
+                WITH ORDINALITY AS v (poll_id, voter_key, vote_id, selection, accepted_at, address_key, subnet_key, signature_key, place)
             ), inserted AS (
-                INSERT INTO votes (poll_id, voter_key, vote_id, selection, accepted_at, address_key, subnet_key, counted_at)
+                INSERT INTO votes (poll_id, voter_key, vote_id, selection, accepted_at, address_key, subnet_key, signature_key, counted_at)
                 SELECT poll_id, voter_key, vote_id, selection::bigint[],
-                       timestamptz 'epoch' + accepted_at * interval '1 microsecond', address_key, subnet_key, clock_timestamp()
+                       timestamptz 'epoch' + accepted_at * interval '1 microsecond', address_key, subnet_key, signature_key,
+                       clock_timestamp()
                 FROM v
-                WHERE NOT EXISTS (
+                WHERE %s OR NOT EXISTS (
                     SELECT FROM outcomes o WHERE (o.poll_id, o.voter_key, o.vote_id) = (v.poll_id, v.voter_key, v.vote_id)
                 )
                 ORDER BY poll_id, voter_key
@@ -307,130 +357,162 @@ class _Count:
             SELECT place - 1 FROM v WHERE NOT EXISTS (
                 SELECT FROM inserted i WHERE (i.poll_id, i.voter_key) = (v.poll_id, v.voter_key)
             )
-            """,
-            [
-                array(vote.poll_id for vote in votes),
-                array(vote.voter_key for vote in votes),
-                array(vote.vote_id for vote in votes),
-                _selections(vote.selection for vote in votes),
-                array(vote.accepted_at for vote in votes),
-                array(vote.address_key for vote in votes),
-                array(vote.subnet_key for vote in votes),
-            ],
+            """,  # noqa: S608 - a constant of ours
+            [*_columns(whose, votes), voters is not None],
         )
         return {place for (place,) in self.cursor}
 
-    def _settle(self, contested: dict[Voter, list[AcceptedVote]], inserted: set[Voter]) -> dict[Voter, list[AcceptedVote]]:
-        """Decide which of a voter's votes stands, by all that is known of them, and write what that changes.
+    def settle(self, contested: Mapping[Voter, list[AcceptedVote]], inserted: Container[Voter] = (), *, pardons: bool = False) -> None:
+        """Decide which of a voter's votes stands, by all that is known of them and what a bundle brings, and write what that changes.
 
-        Return the votes of the voters with nothing standing that still have no place: their first one had been refused
-        before, so the next one is to be tried.
+        `inserted` are those whose standing vote is the first that the bundle brings. What stands then is a function of the votes
+        and the poll's holds alone.
         """
+        if not contested:
+            return
         standing = self._lock_standing(contested)
-        known_aside = self._read_aside(standing)
-        moved: list[tuple[Voter, _KnownVote]] = []  # now stand instead of another, or with an earlier moment
-        returned: list[tuple[Voter, _KnownVote]] = []  # were aside, stand now
-        lost: list[tuple[Voter, _KnownVote, Fate]] = []
-        for voter, current in standing.items():
-            stood = current.selection
-            known = {vote.vote_id: vote for vote in [current, *known_aside[voter]]}
-            self._bring(contested[voter], known, current if voter in inserted else None)
-            winner, losers = ballots.decide(
-                [vote for vote in known.values() if vote.competes], last_stands=self.polls[voter[0]].last_stands
-            )
-            if winner is not current or winner.is_changed:
-                moved.append((voter, winner))
-                self._tally(voter[0], stood, -1)
-                self._tally(voter[0], winner.selection, 1)
-            if winner.place not in (None, "standing"):
-                returned.append((voter, winner))
-            lost += [(voter, vote, fate) for vote, fate in losers if vote.place != fate or vote.is_changed]
-            fates = {vote.vote_id: fate for vote, fate in losers}
-            for vote in known.values():
-                if vote.cast and vote.vote_id in fates:
-                    self.set_aside.append((vote.cast, fates[vote.vote_id]))
-                elif vote.cast:
-                    self.counted.append(vote.cast)
+        aside = self._read_aside(contested)
+        decisions = []
+        for voter, casts in contested.items():
+            current = standing.get(voter)
+            known = {vote.vote_id: vote for vote in ([current] if current else []) + aside[voter]}
+            stood = current.selection if current else ballots.WITHDRAWAL
+            repeats = self._bring(casts, known, current if voter in inserted else None)
+            rules = self.polls[voter[0]]
+            winner, fates = _decide(known.values(), rules.holds.fate_of, last_stands=rules.last_stands, pardons=pardons)
+            decisions.append(_Decided(voter, current, stood, winner, fates, repeats))
 
-        self._let_stand(moved)
-        self._return(returned)
-        self._set_aside(lost)
-        unplaced = {voter: casts for voter, casts in contested.items() if voter not in standing}
-        self.repeats += len(unplaced)
-        return {voter: casts[1:] for voter, casts in unplaced.items() if casts[1:]}
+        raised = [decided for decided in decisions if decided.current is None and decided.winner]
+        left_out = self._insert_standing([d.winner for d in raised if d.winner], [d.voter for d in raised]) if raised else set()
+        # Whose first vote another worker has just written.
+        again = {raised[place].voter for place in left_out}
+        settled = [decided for decided in decisions if decided.voter not in again] if again else decisions
+        for decided in settled:
+            self._note(decided)
+        self._let_stand(
+            [(d.voter, d.winner) for d in settled if d.current and d.winner and (d.winner is not d.current or d.winner.is_changed)]
+        )
+        self._take_down([d.voter for d in settled if d.current and not d.winner])
+        self._return([(d.voter, d.winner) for d in settled if d.winner and isinstance(d.winner.place, tuple)])
+        self._set_aside([(d.voter, vote, fate) for d in settled for vote, fate in d.fates if vote.place != fate or vote.is_changed])
+        self.settle({voter: contested[voter] for voter in again}, pardons=pardons)
 
-    def _bring(self, casts: list[AcceptedVote], known: dict[UUID, _KnownVote], just_inserted: _KnownVote | None) -> None:
-        """Add what the bundle brings of a voter to what is known."""
+    def _note(self, decided: _Decided) -> None:
+        """Remember what was decided, for the tallies and whoever asks."""
+        winner, current = decided.winner, decided.current
+        if winner is not current or (winner and winner.is_changed):
+            self._tally(decided.voter[0], decided.stood, -1)
+            self._tally(decided.voter[0], winner.selection if winner else ballots.WITHDRAWAL, 1)
+            self.moved += 1
+        self.repeats += decided.repeats
+        if winner and winner.cast:
+            self.counted.append(winner.cast)
+        self.set_aside += [(vote.cast, fate) for vote, fate in decided.fates if vote.cast]
+
+    def _bring(self, casts: list[AcceptedVote], known: dict[UUID, _KnownVote], just_inserted: _KnownVote | None) -> int:
+        """Add what the bundle brings of a voter to what is known; return how many of them were known before."""
+        repeats = 0
         for cast in casts:
             if vote := known.get(cast.vote_id):
                 vote.absorb(cast)
                 if vote is just_inserted and vote.cast is None:
                     vote.cast = cast
                 else:
-                    self.repeats += 1
+                    repeats += 1
             else:
                 known[cast.vote_id] = _KnownVote(
-                    cast.vote_id, cast.selection, cast.accepted_at, cast.address_key, cast.subnet_key, cast=cast
+                    cast.vote_id, cast.selection, cast.accepted_at, cast.address_key, cast.subnet_key, cast.signature_key, cast=cast
                 )
+        return repeats
 
     def _lock_standing(self, voters: Iterable[Voter]) -> dict[Voter, _KnownVote]:
         self.cursor.execute(
             """
-            SELECT poll_id, voter_key, vote_id, selection, accepted_at, address_key, subnet_key FROM votes
+            SELECT poll_id, voter_key, vote_id, selection, accepted_at, address_key, subnet_key, signature_key FROM votes
             WHERE (poll_id, voter_key) IN (SELECT * FROM unnest(%s::uuid[], %s::uuid[]))
             ORDER BY poll_id, voter_key FOR UPDATE
             """,
             _voters(voters),
         )
         return {
-            (poll_id, voter_key): _KnownVote(vote_id, tuple(selection), to_microseconds(accepted_at), address, subnet, "standing")
-            for poll_id, voter_key, vote_id, selection, accepted_at, address, subnet in self.cursor
+            (poll_id, voter_key): _KnownVote(
+                vote_id, tuple(selection), to_microseconds(accepted_at), address, subnet, signature, "standing"
+            )
+            for poll_id, voter_key, vote_id, selection, accepted_at, address, subnet, signature in self.cursor
         }
 
     def _read_aside(self, voters: Iterable[Voter]) -> dict[Voter, list[_KnownVote]]:
         self.cursor.execute(
             """
-            SELECT poll_id, voter_key, vote_id, selection, accepted_at, address_key, subnet_key, outcome, reason FROM outcomes
-            WHERE (poll_id, voter_key) IN (SELECT * FROM unnest(%s::uuid[], %s::uuid[]))
+            SELECT poll_id, voter_key, vote_id, selection, accepted_at, address_key, subnet_key, signature_key, outcome, reason
+            FROM outcomes WHERE (poll_id, voter_key) IN (SELECT * FROM unnest(%s::uuid[], %s::uuid[]))
             """,
             _voters(voters),
         )
         aside: dict[Voter, list[_KnownVote]] = defaultdict(list)
-        for poll_id, voter_key, vote_id, selection, accepted_at, address, subnet, outcome, reason in self.cursor:
+        for poll_id, voter_key, vote_id, selection, accepted_at, address, subnet, signature, outcome, reason in self.cursor:
             place = (Outcome(outcome), Reason(reason))
-            known = _KnownVote(vote_id, tuple(selection), to_microseconds(accepted_at), address, subnet, place)
+            known = _KnownVote(vote_id, tuple(selection), to_microseconds(accepted_at), address, subnet, signature, place)
             aside[poll_id, voter_key].append(known)
         return aside
 
     def _let_stand(self, votes: list[tuple[Voter, _KnownVote]]) -> None:
-        self.cursor.executemany(
-            """
-            UPDATE votes SET vote_id = %s, selection = %s, accepted_at = %s, address_key = %s, subnet_key = %s,
-                             counted_at = clock_timestamp()
-            WHERE poll_id = %s AND voter_key = %s
-            """,
-            [(*_row(vote), *voter) for voter, vote in votes],
-        )
+        """Put the votes in the place of those that stood."""
+        if votes:
+            self.cursor.execute(
+                f"""
+                UPDATE votes SET vote_id = v.vote_id, selection = v.selection::bigint[],
+                                 accepted_at = timestamptz 'epoch' + v.accepted_at * interval '1 microsecond',
+                                 address_key = v.address_key, subnet_key = v.subnet_key, signature_key = v.signature_key,
+                                 counted_at = clock_timestamp()
+                FROM unnest({_COLUMN_TYPES})
+                     AS v (poll_id, voter_key, vote_id, selection, accepted_at, address_key, subnet_key, signature_key)
+                WHERE (votes.poll_id, votes.voter_key) = (v.poll_id, v.voter_key)
+                """,  # noqa: S608 - a constant of ours
+                _columns([voter for voter, _ in votes], [vote for _, vote in votes]),
+            )
+
+    def _take_down(self, voters: list[Voter]) -> None:
+        """Leave these voters without a vote that stands."""
+        if voters:
+            self.cursor.execute(
+                "DELETE FROM votes USING unnest(%s::uuid[], %s::uuid[]) AS v (poll_id, voter_key)"
+                " WHERE (votes.poll_id, votes.voter_key) = (v.poll_id, v.voter_key)",
+                _voters(voters),
+            )
 
     def _return(self, votes: list[tuple[Voter, _KnownVote]]) -> None:
-        self.cursor.executemany(
-            "DELETE FROM outcomes WHERE poll_id = %s AND voter_key = %s AND vote_id = %s",
-            [(*voter, vote.vote_id) for voter, vote in votes],
-        )
+        """Forget the outcomes of votes that stand now."""
+        if votes:
+            self.cursor.execute(
+                "DELETE FROM outcomes USING unnest(%s::uuid[], %s::uuid[], %s::uuid[]) AS v (poll_id, voter_key, vote_id)"
+                " WHERE (outcomes.poll_id, outcomes.voter_key, outcomes.vote_id) = (v.poll_id, v.voter_key, v.vote_id)",
+                [*_voters(voter for voter, _ in votes), array(vote.vote_id for _, vote in votes)],
+            )
 
     def _set_aside(self, votes: list[tuple[Voter, _KnownVote, Fate]]) -> None:
-        """Record the votes that lost to another one of their voter."""
-        self.cursor.executemany(
-            """
-            INSERT INTO outcomes (poll_id, voter_key, vote_id, selection, accepted_at, address_key, subnet_key,
-                                  outcome, reason, decided_at)
-            VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, clock_timestamp())
-            ON CONFLICT (poll_id, voter_key, vote_id)
-            DO UPDATE SET selection = excluded.selection, accepted_at = excluded.accepted_at,
-                          outcome = excluded.outcome, reason = excluded.reason
-            """,
-            [(*voter, *_row(vote), *fate) for voter, vote, fate in votes],
-        )
+        """Record the votes that do not stand."""
+        if votes:
+            self.cursor.execute(
+                f"""
+                INSERT INTO outcomes (poll_id, voter_key, vote_id, selection, accepted_at, address_key, subnet_key, signature_key,
+                                      outcome, reason, decided_at)
+                SELECT poll_id, voter_key, vote_id, selection::bigint[],
+                       timestamptz 'epoch' + accepted_at * interval '1 microsecond', address_key, subnet_key, signature_key,
+                       outcome, reason, clock_timestamp()
+                FROM unnest({_COLUMN_TYPES}, %s::text[], %s::text[])
+                     AS v (poll_id, voter_key, vote_id, selection, accepted_at, address_key, subnet_key, signature_key, outcome, reason)
+                ON CONFLICT (poll_id, voter_key, vote_id)
+                DO UPDATE SET selection = excluded.selection, accepted_at = excluded.accepted_at, address_key = excluded.address_key,
+                              subnet_key = excluded.subnet_key, signature_key = excluded.signature_key,
+                              outcome = excluded.outcome, reason = excluded.reason
+                """,  # noqa: S608 - a constant of ours
+                [
+                    *_columns([voter for voter, _, _ in votes], [vote for _, vote, _ in votes]),
+                    [str(outcome) for _, _, (outcome, _) in votes],
+                    [str(reason) for _, _, (_, reason) in votes],
+                ],
+            )
 
     # --- Refusing -----------------------------------------------------------------------------------------------------
 
@@ -439,13 +521,26 @@ class _Count:
         for vote, fate in sorted(self.refused, key=lambda refusal: (refusal[0].poll_id, refusal[0].voter_key)):
             self.cursor.execute(
                 """
-                INSERT INTO outcomes (poll_id, voter_key, vote_id, selection, accepted_at, address_key, subnet_key,
+                INSERT INTO outcomes (poll_id, voter_key, vote_id, selection, accepted_at, address_key, subnet_key, signature_key,
                                       outcome, reason, decided_at)
-                SELECT %s, %s, %s, %s::bigint[], %s, %s, %s, %s, %s, clock_timestamp()
+                SELECT %s, %s, %s, %s::bigint[], %s, %s, %s, %s, %s, %s, clock_timestamp()
                 WHERE NOT EXISTS (SELECT FROM votes WHERE (poll_id, voter_key, vote_id) = (%s, %s, %s))
                 ON CONFLICT DO NOTHING
                 """,
-                [vote.poll_id, vote.voter_key, *_row(vote), *fate, vote.poll_id, vote.voter_key, vote.vote_id],
+                [
+                    vote.poll_id,
+                    vote.voter_key,
+                    vote.vote_id,
+                    list(vote.selection),
+                    from_microseconds(vote.accepted_at),
+                    vote.address_key,
+                    vote.subnet_key,
+                    vote.signature_key,
+                    *fate,
+                    vote.poll_id,
+                    vote.voter_key,
+                    vote.vote_id,
+                ],
             )
             if self.cursor.rowcount:
                 self.set_aside.append((vote, fate))
@@ -474,17 +569,34 @@ class _Count:
         )
 
 
+def _lock_key(poll_id: UUID) -> int:
+    return int.from_bytes(poll_id.bytes[:8], signed=True)
+
+
 def _voters(voters: Iterable[Voter]) -> tuple[str, str]:
     voters = list(voters)
     return array(poll_id for poll_id, _ in voters), array(voter_key for _, voter_key in voters)
 
 
-def _network_keys(cast: AcceptedVote) -> list[int]:
+def _network_keys(cast: AcceptedVote) -> list[UUID]:
     return [key for key in (cast.address_key, cast.subnet_key) if key is not None]
 
 
-def _row(vote: AcceptedVote | _KnownVote) -> tuple[UUID, list[int], datetime, int | None, int | None]:
-    return vote.vote_id, list(vote.selection), from_microseconds(vote.accepted_at), vote.address_key, vote.subnet_key
+# What `_columns` makes arrays of.
+_COLUMN_TYPES = "%s::uuid[], %s::uuid[], %s::uuid[], %s::text[], %s::bigint[], %s::uuid[], %s::uuid[], %s::bigint[]"
+
+
+def _columns(voters: Iterable[Voter], votes: Sequence[AcceptedVote | _KnownVote]) -> list[str]:
+    """Return the votes column by column, as array literals: poll, voter, vote, selection, moment, address, subnet, signature."""
+    return [
+        *_voters(voters),
+        array(vote.vote_id for vote in votes),
+        _selections(vote.selection for vote in votes),
+        array(vote.accepted_at for vote in votes),
+        array(vote.address_key for vote in votes),
+        array(vote.subnet_key for vote in votes),
+        array(vote.signature_key for vote in votes),
+    ]
 
 
 def _selections(selections: Iterable[Selection]) -> str:

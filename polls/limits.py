@@ -8,13 +8,13 @@ from django.db import connection
 from polls.models import Reason
 
 # Poll id, voter key, address key, subnet key.
-Arrival = tuple[UUID, UUID, int, int]
+Arrival = tuple[UUID, UUID, UUID, UUID]
 
 # Whoever has been let in may repeat and change their vote.
 _REACHED = """
     SELECT q.poll_id, q.voter_key, q.address_key, q.subnet_key,
            CASE WHEN address.voters >= p.address_limit THEN 'address_limit' ELSE 'subnet_limit' END
-    FROM unnest(%s::uuid[], %s::uuid[], %s::bigint[], %s::bigint[]) AS q (poll_id, voter_key, address_key, subnet_key)
+    FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::uuid[]) AS q (poll_id, voter_key, address_key, subnet_key)
     JOIN polls p ON p.id = q.poll_id
     LEFT JOIN network_counts address ON (address.poll_id, address.network_key) = (q.poll_id, q.address_key)
     LEFT JOIN network_counts subnet ON (subnet.poll_id, subnet.network_key) = (q.poll_id, q.subnet_key)

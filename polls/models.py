@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
 import uuid
 from datetime import datetime
 
 from django.conf import settings
 from django.contrib.postgres.fields import ArrayField
+from django.contrib.postgres.indexes import BrinIndex, GinIndex
 from django.db import models
 from django.db.models import F, Q
 from django.utils.timezone import now
@@ -76,8 +78,51 @@ class Reason(models.TextChoices):
     KEY_REUSED = "key_reused", "an earlier vote with the same Idempotency-Key made another choice"
     ADDRESS_LIMIT = "address_limit", "as many voters as the poll allows had voted from the address"
     SUBNET_LIMIT = "subnet_limit", "as many voters as the poll allows had voted from the subnet"
+    UNDER_REVIEW = "under_review", "an operator looks into where it came from"
+    VOIDED = "voided", "an operator left it out for good"
     POLL_UNKNOWN = "poll_unknown", "the poll was deleted"
     OPTION_UNKNOWN = "option_unknown", "the option was removed before the vote was counted"
+
+
+class NetworkKind(models.TextChoices):
+    """What a network key stands for."""
+
+    ADDRESS = "address", "one address"
+    SUBNET = "subnet", "a /24, of IPv6 a /64"
+
+
+class CaseState(models.TextChoices):
+    """Where a case is."""
+
+    OPEN = "open", "nobody has decided yet"
+    CONFIRMED = "confirmed", "the votes were voided"
+    CLEARED = "cleared", "nothing was wrong"
+    EXPIRED = "expired", "nobody decided in time"
+
+
+class Ruling(models.TextChoices):
+    """What is decided about votes, or about where they come from."""
+
+    QUARANTINE = "quarantine", "hold the votes out of the tally"
+    RELEASE = "release", "put the votes back"
+    VOID = "void", "leave the votes out for good"
+    CLEAR = "clear", "nothing is wrong"
+    BLOCK = "block", "refuse the network"
+    UNBLOCK = "unblock", "let the network in again"
+
+
+class NetworkSecret(models.Model):
+    """What turns addresses into network keys, and back as long as this row exists (networks.py)."""
+
+    secret = models.BinaryField(max_length=32, editable=False)
+    made_at = models.DateTimeField()
+
+    class Meta:
+        db_table = "network_secrets"
+
+
+def new_voter_salt() -> bytes:
+    return secrets.token_bytes(16)
 
 
 class PollQuerySet(models.QuerySet["Poll"]):
@@ -120,6 +165,19 @@ class Poll(models.Model):
     limit_mode = models.CharField(max_length=4, choices=LimitMode, default=LimitMode.HARD)
     # Networks that no limit applies to, such as "198.51.100.0/24": a school, an office, a kiosk.
     allowed_networks = ArrayField(models.CharField(max_length=43), default=list, blank=True)
+
+    # Whether votes from a network that a rule finds suspicious are held before anybody has looked (fraud.py).
+    auto_quarantine = models.BooleanField(default=False)
+    # {rule: {parameter: value}} where the poll's are not the installation's (fraud.py).
+    rule_parameters = models.JSONField(default=dict, blank=True)
+
+    # What its votes' network keys are made with, if accepted since that moment. Older ones can't be turned back any more.
+    network_secret = models.ForeignKey(NetworkSecret, null=True, editable=False, on_delete=models.SET_NULL, related_name="+")
+    network_secret_since = models.DateTimeField(null=True, editable=False)
+    # Part of its voter keys. Deleted some time after its end: then nobody can try addresses against them.
+    voter_salt = models.BinaryField(max_length=16, null=True, default=new_voter_salt, editable=False)
+    # Grows with every change of its holds; 0: it never had any.
+    holds_version = models.PositiveIntegerField(default=0, editable=False)
 
     results_visibility = models.CharField(max_length=11, choices=ResultsVisibility, default=ResultsVisibility.ALWAYS)
 
@@ -241,9 +299,11 @@ class CastVote(models.Model):
     # Ids of the chosen options, sorted; none where the voter withdrew.
     selection = ArrayField(models.BigIntegerField())
     accepted_at = models.DateTimeField()
-    # Keyed hashes of the client's address and subnet (voters.py); none for allowed networks and for votes by API clients.
-    address_key = models.BigIntegerField(null=True)
-    subnet_key = models.BigIntegerField(null=True)
+    # The client's address and subnet, encrypted, and a keyed hash of what its browser says of itself (networks.py); none for
+    # allowed networks and for votes by API clients.
+    address_key = models.UUIDField(null=True)
+    subnet_key = models.UUIDField(null=True)
+    signature_key = models.BigIntegerField(null=True)
 
     class Meta:
         abstract = True
@@ -257,6 +317,10 @@ class Vote(CastVote):
 
     class Meta:
         db_table = "votes"
+        indexes = [
+            models.Index(fields=["subnet_key"], name="votes_of_a_subnet", condition=Q(subnet_key__isnull=False)),  # review.py
+            BrinIndex(fields=["accepted_at"], name="votes_by_time", pages_per_range=32),  # fraud.py, review.py
+        ]
 
 
 class VoteAside(CastVote):
@@ -269,7 +333,11 @@ class VoteAside(CastVote):
 
     class Meta:
         db_table = "outcomes"
-        indexes = [models.Index(fields=["decided_at"], name="outcomes_oldest")]  # closing.purge_outcomes
+        indexes = [
+            models.Index(fields=["decided_at"], name="outcomes_oldest"),  # closing.purge_outcomes
+            models.Index(fields=["subnet_key"], name="outcomes_of_a_subnet", condition=Q(subnet_key__isnull=False)),  # review.py
+            BrinIndex(fields=["accepted_at"], name="outcomes_by_time", pages_per_range=32),  # fraud.py, review.py
+        ]
 
 
 class Tally(models.Model):
@@ -296,11 +364,164 @@ class NetworkCount(models.Model):
 
     pk = models.CompositePrimaryKey("poll_id", "network_key")
     poll_id = models.UUIDField()
-    network_key = models.BigIntegerField()
+    network_key = models.UUIDField()
     voters = models.IntegerField()
 
     class Meta:
         db_table = "network_counts"
+
+
+class SuspiciousIP(models.Model):
+    """A case: an address or subnet that a rule found suspicious (fraud.py). By itself it changes no result."""
+
+    # None: over all polls.
+    poll = models.ForeignKey(Poll, null=True, on_delete=models.CASCADE, related_name="cases")
+    rule = models.CharField(max_length=30)
+    kind = models.CharField(max_length=7, choices=NetworkKind)
+    # The address key or the subnet key, and the subnet key of both.
+    network_key = models.UUIDField()
+    subnet_key = models.UUIDField()
+    # Only the votes with this browser signature; none: all.
+    signature_key = models.BigIntegerField(null=True)
+    # What turns the keys back into a network, as long as it exists.
+    network_secret = models.ForeignKey(NetworkSecret, null=True, on_delete=models.SET_NULL, related_name="+")
+    # What the rule saw, in numbers: {"votes": 500, "voters": 500, "share": 0.98}. Never an address.
+    evidence = models.JSONField(default=dict)
+    # How far beyond the rule's threshold: 1 is just there, 3 three times as much.
+    score = models.FloatField()
+    votes = models.IntegerField()
+    first_seen = models.DateTimeField()
+    last_seen = models.DateTimeField()
+    found_at = models.DateTimeField()
+    state = models.CharField(max_length=9, choices=CaseState, default=CaseState.OPEN)
+    reviewer = models.CharField(max_length=200, blank=True)
+    reviewed_at = models.DateTimeField(null=True)
+    note = models.TextField(blank=True, max_length=500)
+
+    class Meta:
+        db_table = "suspicious_ips"
+        verbose_name = "suspicious address"
+        verbose_name_plural = "suspicious addresses"
+        constraints = [
+            models.UniqueConstraint(
+                fields=["poll", "rule", "network_key", "signature_key"], name="one_case_per_rule_and_network", nulls_distinct=False
+            )
+        ]
+        indexes = [
+            models.Index(fields=["-found_at", "-id"], name="cases_newest_first"),  # GET /suspicious-ips
+            models.Index(fields=["subnet_key"], name="cases_of_a_subnet"),  # neighbours
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.rule} #{self.pk}"
+
+
+class Hold(models.Model):
+    """Votes that are kept out of a poll's tally until they are released: those that fit everything said here, and those still to come."""
+
+    poll = models.ForeignKey(Poll, on_delete=models.CASCADE, related_name="holds")
+    address_key = models.UUIDField(null=True)
+    subnet_key = models.UUIDField(null=True)
+    signature_key = models.BigIntegerField(null=True)
+    accepted_from = models.DateTimeField(null=True)
+    accepted_until = models.DateTimeField(null=True)  # not included
+    # What was ruled last. After "release" it keeps nothing out; the row stays, for the next ruling on the same votes.
+    ruling = models.CharField(max_length=10, choices=Ruling)
+    # Whether the tallies are what this ruling makes them (review.py).
+    is_settled = models.BooleanField(default=False)
+    ruled_at = models.DateTimeField()
+
+    class Meta:
+        db_table = "holds"
+        constraints = [
+            models.CheckConstraint(
+                name="hold_names_a_network_or_a_time",
+                condition=Q(subnet_key__isnull=False) | Q(accepted_from__isnull=False, accepted_until__isnull=False),
+            ),
+            models.CheckConstraint(
+                name="hold_knows_the_subnet_of_its_address", condition=Q(address_key=None) | Q(subnet_key__isnull=False)
+            ),
+            models.UniqueConstraint(
+                fields=["poll", "address_key", "subnet_key", "signature_key", "accepted_from", "accepted_until"],
+                name="one_hold_per_selection",
+                nulls_distinct=False,
+            ),
+        ]
+
+
+class Decision(models.Model):
+    """What was decided about votes or networks: who, when, why, and what it changed. Only ever added: a trigger keeps it so."""
+
+    at = models.DateTimeField()
+    # The name of the user, or "the clock". Text, so that it outlives them.
+    actor = models.CharField(max_length=200)
+    ruling = models.CharField(max_length=10, choices=Ruling)
+    reason = models.TextField(max_length=500)
+    # No foreign keys: nothing may change a decision, not even the deletion of what it was about.
+    poll_id = models.UUIDField(null=True)
+    cases = ArrayField(models.BigIntegerField(), default=list)
+    # How many votes it took out of the tally, or put into it.
+    votes = models.IntegerField(default=0)
+    # {option id: [votes before, votes after]}
+    changes = models.JSONField(default=dict)
+
+    class Meta:
+        db_table = "decisions"
+        indexes = [
+            GinIndex(fields=["cases"], name="decisions_of_a_case"),  # GET /suspicious-ips/{id}
+            models.Index(fields=["poll_id", "-id"], name="decisions_of_a_poll"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.ruling} by {self.actor}"
+
+
+class Comparison(models.Model):
+    """How a poll's results would change with all votes that are under review, and without any of them (review.py)."""
+
+    poll = models.OneToOneField(Poll, primary_key=True, on_delete=models.CASCADE, related_name="comparison")
+    as_of = models.DateTimeField()
+    cases = models.IntegerField()  # open ones
+    votes = models.IntegerField()  # under review
+    # {option id or "" for ballots: what to add to the tally}
+    with_votes = models.JSONField(default=dict)
+    without_votes = models.JSONField(default=dict)
+
+    class Meta:
+        db_table = "comparisons"
+
+
+class Block(models.Model):
+    """A network that the API refuses for a time. Readable, for it must be recognised; the row goes when the block ends."""
+
+    network = models.CharField(max_length=43)  # such as "192.0.2.0/24"
+    until = models.DateTimeField()
+    made_at = models.DateTimeField()
+    actor = models.CharField(max_length=200)
+    reason = models.TextField(max_length=500)
+    case = models.ForeignKey(SuspiciousIP, null=True, on_delete=models.SET_NULL, related_name="blocks")
+
+    class Meta:
+        db_table = "blocks"
+        constraints = [models.UniqueConstraint(fields=["network"], name="one_block_per_network")]
+
+    def __str__(self) -> str:
+        return f"block {self.pk}"
+
+
+class Attempts(models.Model):
+    """How often an address tried to become a voter of a poll in one hour, without voting: for who guesses codes or collects tokens."""
+
+    pk = models.CompositePrimaryKey("poll_id", "address_key", "hour")
+    poll_id = models.UUIDField()
+    address_key = models.UUIDField()
+    subnet_key = models.UUIDField()
+    hour = models.DateTimeField()
+    wrong_codes = models.IntegerField(default=0)
+    tokens = models.IntegerField(default=0)
+
+    class Meta:
+        db_table = "attempts"
 
 
 class VoterCode(models.Model):

@@ -14,9 +14,10 @@ from uuid import UUID
 
 from django.utils.timezone import now
 
-from polls import clients, patience
+from polls import clients, networks, patience
 from polls.models import LimitMode, Option, Poll, Scope
 from polls.moments import to_microseconds
+from polls.networks import NetworkCipher, cipher_of
 
 logger = logging.getLogger(__name__)
 K = TypeVar("K", bound=Hashable)
@@ -49,6 +50,7 @@ class PollSnapshot:
     allow_withdrawal: bool
     has_hard_limits: bool
     allowed_networks: tuple[IPv4Network | IPv6Network, ...]
+    cipher: NetworkCipher
     results_visibility: str
     opens_at: int
     closes_at: int
@@ -57,7 +59,7 @@ class PollSnapshot:
 
     @staticmethod
     def read(poll_id: str) -> PollSnapshot | None:
-        poll = Poll.objects.filter(id=poll_id).first()
+        poll = Poll.objects.filter(id=poll_id).select_related("network_secret").first()
         if poll is None:
             return None
         options = Option.objects.filter(poll=poll).values_list("id", flat=True)
@@ -72,6 +74,7 @@ class PollSnapshot:
             allow_withdrawal=poll.allow_withdrawal,
             has_hard_limits=has_limits and poll.limit_mode == LimitMode.HARD,
             allowed_networks=tuple(ip_network(network) for network in poll.allowed_networks),
+            cipher=cipher_of(networks.secret_of(poll)),
             results_visibility=poll.results_visibility,
             opens_at=to_microseconds(poll.opens_at),
             closes_at=to_microseconds(min(poll.closes_at, poll.archived_at or poll.closes_at)),

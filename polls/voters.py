@@ -16,7 +16,6 @@ from django.conf import settings
 
 _SECRET = hashlib.blake2b(settings.VOTER_SECRET.encode()).digest()
 _TOKEN_SECRET = hashlib.blake2b(settings.VOTER_SECRET.encode(), person=b"voter tokens").digest()
-_NETWORK_SECRET = hashlib.blake2b(settings.VOTER_SECRET.encode(), person=b"networks").digest()
 
 
 def voter_key(poll_id: UUID, policy: str, voter: str) -> UUID:
@@ -74,16 +73,6 @@ def address_voter(address: str) -> str:
     return parsed.packed[:8].hex() + "/64" if isinstance(parsed, IPv6Address) else str(parsed)
 
 
-def network_keys(address: str) -> tuple[int, int]:
-    """Return the keyed hashes of the address and of its subnet (/24, IPv6: /64): 64 bits, signed, for a bigint.
-
-    The same in every poll, so that one address can be seen at work in many. Raises ValueError on what is no address.
-    """
-    parsed = parse_address(address)
-    subnet = parsed.packed[: 8 if isinstance(parsed, IPv6Address) else 3]
-    return _network_key(b"address", parsed.packed), _network_key(b"subnet", subnet)
-
-
 def is_in(address: str, networks: Iterable[IPv4Network | IPv6Network]) -> bool:
     """Return whether one of the networks holds the address. Raises ValueError on what is no address."""
     parsed = parse_address(address)
@@ -95,10 +84,6 @@ def parse_address(address: str) -> IPv4Address | IPv6Address:
     """Return the address without its zone; an IPv4 one in IPv6's clothes as IPv4. Raises ValueError on anything else."""
     parsed = ip_address(address.partition("%")[0])
     return parsed.ipv4_mapped or parsed if isinstance(parsed, IPv6Address) else parsed
-
-
-def _network_key(kind: bytes, packed: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(packed, key=_NETWORK_SECRET, person=kind, digest_size=8).digest(), signed=True)
 
 
 class _Claims(msgspec.Struct):

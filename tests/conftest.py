@@ -33,9 +33,10 @@ from django.test.utils import setup_databases, teardown_databases
 from django.utils.timezone import now
 from kombu import Producer
 
-from polls import bundles, clients, editing, roles, voters
+from polls import bundles, clients, editing, networks, roles, voters
 from polls.bundles import AcceptedVote
 from polls.models import Poll, Scope, Tally, Vote, VoteAside
+from polls.networks import cipher_of
 from tasks import queues
 
 ROOT = Path(__file__).parent.parent
@@ -133,8 +134,16 @@ def vote_of(poll: Poll, voter: str, *texts: str, at: int = 0, vote_id: UUID | No
     """An accepted vote, for soup if nothing is said; `at` is when, in seconds of this test's own time."""
     accepted_at = 1_800_000_000_000_000 + at * 1_000_000
     selection = tuple(sorted(option(poll, text) for text in texts or ("soup",)))
-    networks = voters.network_keys(address) if address else ()
-    return AcceptedVote(vote_id or uuid4(), poll.pk, voters.voter_key(poll.pk, "client", voter), selection, accepted_at, *networks)
+    address_key, subnet_key = cipher_of(networks.secret_of(poll)).keys(address) if address else (None, None)
+    return AcceptedVote(
+        vote_id or uuid4(),
+        poll.pk,
+        voters.voter_key(poll.pk, "client", voter),
+        selection,
+        accepted_at,
+        address_key=address_key,
+        subnet_key=subnet_key,
+    )
 
 
 def withdrawal_of(poll: Poll, voter: str, *, at: int = 0) -> AcceptedVote:
