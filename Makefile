@@ -3,10 +3,10 @@ PYTHON ?= python3
 PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help up down reset demo test lint format api-docs fuzz bench clean
+.PHONY: help up down reset demo test lint format api-docs fuzz bench bench-review clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 up: .venv/.runtime  ## start everything, in the foreground (PORT=8000 FLOWER_PORT=5555)
 	@.venv/bin/python -m stack up
@@ -43,6 +43,9 @@ fuzz: .venv/.dev  ## let schemathesis look for answers that the schema does not 
 
 bench: .venv/.runtime  ## measure the pipeline on this machine (ARGS=...)
 	@.venv/bin/python -m bench $(ARGS)
+
+bench-review: .venv/.runtime  ## measure rulings and rules in a table of ten million votes (ARGS=...)
+	@.venv/bin/python -m stack run -- python -m bench.review $(ARGS)
 
 clean:  ## stop everything; remove .venv, caches and downloaded packages
 	@test ! -x .venv/bin/python || .venv/bin/python -m stack down

@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from uuid import uuid4
 
+from asgiref.sync import async_to_sync
 from django.http import HttpRequest, HttpResponse
+from django.utils.timezone import now
 
-from polls import accepting, throttling
+from polls import accepting, clients, throttling
+from polls.accepting import Caller
 from polls.api import errors
 from polls.api.callers import caller_of
 from polls.intake import REQUEST_ID
@@ -27,9 +30,9 @@ class OptionalSlash:
 
 
 class Manners:
-    """Give Django's answers what the hot routes' have: the request's id, and a limit on how many an address may ask for.
+    """Give Django's answers what the hot routes' have: the request's id, a limit on how many an address may ask for, and blocks.
 
-    An API client is counted by itself, once its key is known (polls/api/authentication.py).
+    An API client is counted by itself, once its key is known (polls/api/authentication.py), and never blocked.
     """
 
     def __init__(self, get_response: GetResponse) -> None:
@@ -46,15 +49,31 @@ class Manners:
         return response
 
     def _refused(self, request: HttpRequest) -> HttpResponse | None:
-        """Return the answer to an address that asks too often; None for one that does not."""
-        is_client = request.headers.get("Authorization", "").lower().startswith("api-key ")
-        if is_client or not request.path.startswith(("/api/", "/graphql")):
+        """Return the answer to an address that asks too often, or is blocked from changing anything; None for any other."""
+        if not request.path.startswith(("/api/", "/graphql")):
             return None
+        scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+        client_key = key.strip() if scheme.lower() == "api-key" else None
         caller = caller_of(request)
         try:
-            accepting.throttle(throttling.by_address, caller)
+            if client_key is None:
+                accepting.throttle(throttling.by_address, caller)
+            if request.method not in ("GET", "HEAD", "OPTIONS"):
+                _refuse_blocked(request, caller, client_key)
         except Refusal as refusal:
             return errors.respond(refusal)
         finally:
             request.rate = caller.rate  # type: ignore[attr-defined]
         return None
+
+
+def _refuse_blocked(request: HttpRequest, caller: Caller, client_key: str | None) -> None:
+    desk = getattr(request, "scope", {}).get("desk")
+    if desk is None:  # Django alone, without the web process around it: nothing but tests
+        return
+    try:
+        async_to_sync(desk.refuse_blocked)(caller)
+    except Refusal:
+        # Looked up only now: anybody may write a key into a header.
+        if client_key is None or clients.find(client_key, now()) is None:
+            raise

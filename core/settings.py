@@ -1,8 +1,10 @@
 """Every setting of the product, and the only reader of the environment. The defaults are for development."""
 
+import json
 import logging
 import re
 from datetime import timedelta
+from ipaddress import ip_network
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -144,7 +146,7 @@ CLIENT_VOTES_PER_MINUTE = whole("CLIENT_VOTES_PER_MINUTE", default=3_000_000, mi
 # What an address may try a minute where a guesser could succeed: sign-ins, registrations, password resets, wrong voter codes.
 ATTEMPTS_PER_MINUTE = whole("ATTEMPTS_PER_MINUTE", default=60, minimum=0, maximum=1_000_000_000)
 
-# How old a poll may be in a web process's memory (seconds). An edit is in force everywhere after this time.
+# How old polls and blocks may be in a web process's memory (seconds). A change is in force everywhere after twice this time.
 POLL_SNAPSHOT_SECONDS = number("POLL_SNAPSHOT_SECONDS", default=1, minimum=0, maximum=60)
 
 # How old results may be when they are read (seconds): at most one query per poll, process and this time.
@@ -160,6 +162,28 @@ FINAL_AFTER_SECONDS = number("FINAL_AFTER_SECONDS", default=60, minimum=4, maxim
 
 # Outcomes of votes that do not stand are deleted this long after their poll closed.
 OUTCOMES_KEEP_DAYS = number("OUTCOMES_KEEP_DAYS", default=90, minimum=1, maximum=36_500)
+
+# Networks whose votes hold no network keys, in every poll, such as 198.51.100.0/24: limits and rules of suspicion leave them alone.
+try:
+    ALLOWED_NETWORKS = tuple(ip_network(network) for network in words("ALLOWED_NETWORKS", default=[]))
+except ValueError as exc:
+    raise ImproperlyConfigured(f"ALLOWED_NETWORKS: {exc}. A network reads 198.51.100.0/24 or 2001:db8::/48.") from None
+
+# New polls encrypt addresses with another secret after this many days; a secret is deleted, and with it every address becomes unreadable
+# that was encrypted with it, this many days after it was made. So the latter is the longest that an address can be read.
+NETWORK_SECRET_ROTATE_DAYS = number("NETWORK_SECRET_ROTATE_DAYS", default=30, minimum=1, maximum=36_500)
+NETWORK_SECRET_KEEP_DAYS = number("NETWORK_SECRET_KEEP_DAYS", default=90, minimum=1, maximum=36_500)
+if NETWORK_SECRET_KEEP_DAYS <= NETWORK_SECRET_ROTATE_DAYS:
+    raise ImproperlyConfigured("NETWORK_SECRET_KEEP_DAYS must be more than NETWORK_SECRET_ROTATE_DAYS: new polls need a secret that stays.")
+
+# Where the rules of suspicion shall not be as they are made (polls/fraud.py): {"one_sided": {"votes": 200}, "regular": {"off": true}}.
+try:
+    RULES = json.loads(env.str("RULES", default="{}"))
+except ValueError:
+    raise ImproperlyConfigured('RULES is no JSON. It reads {"one_sided": {"votes": 200}, "regular": {"off": true}}.') from None
+
+# A case that nobody has decided on expires after so many days, unless it keeps votes out.
+CASE_OPEN_DAYS = number("CASE_OPEN_DAYS", default=30, minimum=1, maximum=36_500)
 
 # Whether GraphQL tells its schema to whoever asks. Off, misspelt fields get no suggestions either.
 GRAPHQL_INTROSPECTION = switch("GRAPHQL_INTROSPECTION", default=DEBUG)
@@ -257,6 +281,11 @@ CELERY_BEAT_SCHEDULE = {
     "finalise polls": {"task": "polls.finalise", "schedule": timedelta(seconds=5), "options": {"expires": 10}},
     "drain the outbox": {"task": "outbox.drain", "schedule": timedelta(seconds=2), "options": {"expires": 10}},
     "purge expired tokens": {"task": "tokens.purge", "schedule": timedelta(days=1), "options": {"expires": 80_000}},
+    "renew network secrets": {"task": "networks.renew", "schedule": timedelta(hours=1), "options": {"expires": 3000}},
+    "find suspicious networks in what is new": {"task": "fraud.find_fast", "schedule": timedelta(minutes=1), "options": {"expires": 50}},
+    "find suspicious networks": {"task": "fraud.find", "schedule": timedelta(hours=1), "options": {"expires": 3000}},
+    "expire cases": {"task": "cases.expire", "schedule": timedelta(days=1), "options": {"expires": 80_000}},
+    "settle rulings that were interrupted": {"task": "review.settle", "schedule": timedelta(seconds=10), "options": {"expires": 10}},
     "purge old outcomes": {"task": "outcomes.purge", "schedule": timedelta(hours=1), "options": {"expires": 3000}},
 }
 
@@ -359,6 +388,7 @@ SPECTACULAR_SETTINGS = {
         {"name": "codes", "description": "Voter codes, for polls whose voter_policy is `code`."},
         {"name": "auth", "description": "Accounts: sign up, in and out; passwords."},
         {"name": "clients", "description": "Programs that act for you, and their keys."},
+        {"name": "cases", "description": "Suspicious addresses, rulings on votes, blocks, rules. For operators; auditors read."},
         {"name": "operations", "description": "Queues and dead letters, for operators."},
     ],
     "VERSION": "1",
@@ -370,6 +400,11 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_SETTINGS": {"deepLinking": True, "validatorUrl": "none", "displayRequestDuration": True},
     "REDOC_DIST": "SIDECAR",
     "COMPONENT_SPLIT_REQUEST": True,
+    "ENUM_NAME_OVERRIDES": {  # of fields that are called alike
+        "StateEnum": "polls.codes.State",
+        "CaseStateEnum": "polls.models.CaseState",
+        "RulingEnum": "polls.models.Ruling",
+    },
     "POSTPROCESSING_HOOKS": [
         "drf_spectacular.hooks.postprocess_schema_enums",
         "polls.api.schema.complete",

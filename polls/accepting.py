@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -16,24 +17,30 @@ import msgspec
 from django.conf import settings
 from django.utils.timezone import now
 
-from polls import ballots, codes, limits, problems, receipts, throttling, voters
+from polls import attempts, ballots, blocks, codes, limits, problems, receipts, throttling, voters
+from polls.blocks import BlockedNetworks
 from polls.bundles import AcceptedVote
 from polls.models import Outcome, Reason, VoterPolicy
 from polls.moments import from_microseconds, iso, microseconds_now
 from polls.problems import Refusal
 from polls.publishing import NobodyTookItError, Publisher
 from polls.receipts import Receipt, VoteStatus
-from polls.snapshots import ClientSnapshot, NothingKnownError, PollSnapshot, SharedReads, Snapshots
+from polls.snapshots import ClientSnapshot, NothingKnownError, PollSnapshot, SharedReads, Snapshots, with_a_connection
 
 logger = logging.getLogger(__name__)
 V = TypeVar("V")
 
 MAX_VOTER_LENGTH = 200
+# What browsers say of themselves: never an address or a cookie. Chosen: all of it has room in this many bytes, the rest is not read.
+BROWSER_HEADERS = ("user-agent", "accept-language", "accept-encoding", "sec-ch-ua", "sec-ch-ua-platform")
+_BROWSER_BYTES = 600
 RETRY_AFTER_SECONDS = "2"
 # How long a request may wait for its vote's outcome.
 MAX_WAIT_SECONDS = 10
 # The pauses between two looks at what became of a vote, in seconds; all who wait look together.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.25
+# Between two writes of attempts, and how long the last one may keep the process from ending (seconds).
+_ATTEMPTS_SECONDS, _LAST_ATTEMPTS_SECONDS = 2, 3
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -73,6 +80,8 @@ class Caller:
     voter_token: str = ""
     idempotency_key: str | None = None
     request_id: str | None = None
+    # The values of BROWSER_HEADERS, a line each.
+    browser: bytes = b""
     # What its throttle said; the answer passes it on.
     rate: throttling.Rate | None = None
     _address: str = ""
@@ -108,16 +117,27 @@ class Desk:
         self._publisher = Publisher()
         self._polls = Snapshots(PollSnapshot.read, settings.POLL_SNAPSHOT_SECONDS, self.threads)
         self._clients = Snapshots(ClientSnapshot.read, settings.POLL_SNAPSHOT_SECONDS, self.threads)
+        self._blocked: Snapshots[None, BlockedNetworks] = Snapshots(_find_blocked, settings.POLL_SNAPSHOT_SECONDS, self.threads)
         self._codes = SharedReads(_find_codes, self.threads)
         self._limits = SharedReads(limits.find_reached, self.threads)
         self._statuses = SharedReads(receipts.find_statuses, self.threads)
+        self._attempts = attempts.Notes()
+        self._scribe: asyncio.Task[None] | None = None
         self._last_accepted_at = 0
 
     async def start(self) -> None:
+        self._scribe = asyncio.create_task(self._write_attempts_for_ever())
+        with contextlib.suppress(NothingKnownError):  # known from the start, for when PostgreSQL is away later
+            await self._blocked.get(None)
         await self._publisher.start()
 
     async def stop(self) -> None:
+        if self._scribe:
+            self._scribe.cancel()
         await self._publisher.stop()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_ATTEMPTS_SECONDS):
+                await self._write_attempts()
 
     # --- Taking -------------------------------------------------------------------------------------------------------
 
@@ -204,6 +224,16 @@ class Desk:
             raise _nobody_took_it()
         return [_nobody_took_it() if isinstance(vote, AcceptedVote) and vote.vote_id in lost else vote for vote in taken]
 
+    async def make_voter_token(self, poll_id: str, caller: Caller) -> tuple[UUID, str]:
+        """Return the poll's id and a fresh voter token for it; raises Refusal where nobody may have one."""
+        throttle(throttling.by_address, caller)
+        await self.refuse_blocked(caller)
+        poll = await self.find_poll(poll_id)
+        if poll.voter_policy != VoterPolicy.SESSION:
+            raise problems.NOT_OFFERED.says("Voter tokens are for polls whose voter_policy is `session`.")
+        self._note_attempt(poll, caller.address, tokens=1)
+        return poll.id, voters.new_voter_token(poll.id)
+
     # --- Judging ------------------------------------------------------------------------------------------------------
 
     async def find_poll(self, poll_id: str, *, drafts: bool = False) -> PollSnapshot:
@@ -230,6 +260,7 @@ class Desk:
             return Voter(key)
         address = caller.address
         throttle(throttling.by_address, caller)
+        await self.refuse_blocked(caller)
         if cast.voter is not None:
             raise problems.INVALID.says("This poll tells voters apart by itself. Leave `voter` out.", pointer="/voter")
         if cast.code is not None and policy != VoterPolicy.CODE:
@@ -252,9 +283,23 @@ class Desk:
             who = account
         else:
             who = await self._check_code(poll, cast, address)
-        if any(poll.allowed_networks) and voters.is_in(address, poll.allowed_networks):
-            return Voter(voters.voter_key(poll.id, policy, who))
-        return Voter(voters.voter_key(poll.id, policy, who), *poll.cipher.keys(address))
+        voter_key = voters.voter_key(poll.id, policy, who, poll.voter_salt)
+        if (network_keys := poll.network_keys(address)) is None:
+            return Voter(voter_key)
+        return Voter(voter_key, *network_keys, poll.cipher.signature(caller.browser[:_BROWSER_BYTES]))
+
+    async def refuse_blocked(self, caller: Caller) -> None:
+        """Raise Refusal when the caller's network is blocked at this moment, by what was known of blocks a second ago."""
+        if (blocked := self._blocked.known(None)) is None:
+            blocked = await or_unavailable(self._blocked.get(None))
+        if not blocked:
+            return
+        at = microseconds_now()
+        if until := blocked.until(caller.address, at):
+            raise problems.BLOCKED.says(
+                f"It is until {iso(from_microseconds(until))}. Reading stays possible.",
+                headers={"Retry-After": str((until - at) // 1_000_000 + 1)},
+            )
 
     async def _check_code(self, poll: PollSnapshot, cast: Cast, address: str) -> str:
         """Return the code as it is hashed; raises Refusal when it is none. Wrong ones count as attempts of the address."""
@@ -263,11 +308,13 @@ class Desk:
         throttling.attempts.check(voters.address_voter(address))
         try:
             code = codes.normalise(cast.code)
-            if await or_unavailable(self._codes.get((poll.id, voters.voter_key(poll.id, VoterPolicy.CODE, code)))):
+            voter_key = voters.voter_key(poll.id, VoterPolicy.CODE, code, poll.voter_salt)
+            if await or_unavailable(self._codes.get((poll.id, voter_key))):
                 return code
         except ValueError:
             pass
         throttling.attempts.take(voters.address_voter(address))
+        self._note_attempt(poll, address, wrong_codes=1)
         raise unknown_code()
 
     async def _authenticate_client(self, poll: PollSnapshot, caller: Caller, *, cost: int = 1) -> ClientSnapshot:
@@ -283,6 +330,25 @@ class Desk:
         throttle_client(client.id, caller, cost)
         check_client(poll, client)
         return client
+
+    # --- Noting attempts ----------------------------------------------------------------------------------------------
+
+    def _note_attempt(self, poll: PollSnapshot, address: str, *, wrong_codes: int = 0, tokens: int = 0) -> None:
+        if keys := poll.network_keys(address):
+            self._attempts.add(poll.id, keys, microseconds_now(), wrong_codes=wrong_codes, tokens=tokens)
+
+    async def _write_attempts_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(_ATTEMPTS_SECONDS)
+            await self._write_attempts()
+
+    async def _write_attempts(self) -> None:
+        """Write down what was noted. While PostgreSQL is away it is kept; no vote waits for it."""
+        if seen := self._attempts.take():
+            try:
+                await asyncio.get_running_loop().run_in_executor(self.threads, with_a_connection, attempts.write, seen)
+            except Exception:
+                self._attempts.put_back(seen)
 
     # --- Telling ------------------------------------------------------------------------------------------------------
 
@@ -386,7 +452,7 @@ def voter_of(poll: PollSnapshot, client_id: int | None, cast: Cast) -> UUID | Re
         if cast.code is None or cast.voter is not None:
             return problems.INVALID.says("This poll needs `code`, and no `voter`.", pointer="/code" if cast.code is None else "/voter")
         try:
-            return voters.voter_key(poll.id, VoterPolicy.CODE, codes.normalise(cast.code))
+            return voters.voter_key(poll.id, VoterPolicy.CODE, codes.normalise(cast.code), poll.voter_salt)
         except ValueError:
             return unknown_code()
     if cast.code is not None:
@@ -395,7 +461,11 @@ def voter_of(poll: PollSnapshot, client_id: int | None, cast: Cast) -> UUID | Re
         return problems.INVALID.says("This poll needs `voter`: your own reference of the voter, such as a user id.", pointer="/voter")
     if len(cast.voter) > MAX_VOTER_LENGTH:
         return problems.INVALID.says(f"`voter` takes at most {MAX_VOTER_LENGTH} characters.", pointer="/voter")
-    return voters.voter_key(poll.id, VoterPolicy.CLIENT, f"{client_id}:{cast.voter}")
+    return voters.voter_key(poll.id, VoterPolicy.CLIENT, f"{client_id}:{cast.voter}", poll.voter_salt)
+
+
+def _find_blocked(_: None) -> BlockedNetworks:
+    return blocks.in_force(now())
 
 
 def _find_codes(keys: Iterable[tuple[UUID, UUID]]) -> dict[tuple[UUID, UUID], tuple[UUID, UUID]]:

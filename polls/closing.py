@@ -66,7 +66,8 @@ def _by_the_clock(statement: str, action: str, before: PollStatus, after: PollSt
 def purge_outcomes(at: datetime) -> int:
     """Delete the outcomes of polls that closed (or were deleted) OUTCOMES_KEEP_DAYS ago; return how many.
 
-    Never those of a poll that may still get votes: a late repeat of a vote is recognised by them.
+    Never those of a poll that may still get votes: a late repeat of a vote is recognised by them. Nor votes that a person has taken
+    out, or may let in: rulings can be taken back.
     """
     before = at - timedelta(days=settings.OUTCOMES_KEEP_DAYS)
     purged = 0
@@ -76,7 +77,8 @@ def purge_outcomes(at: datetime) -> int:
                 """
                 DELETE FROM outcomes WHERE ctid = ANY(ARRAY(
                     SELECT o.ctid FROM outcomes o LEFT JOIN polls p ON p.id = o.poll_id
-                    WHERE o.decided_at < %(before)s AND (p.id IS NULL OR p.closed_at < %(before)s) LIMIT %(most)s))
+                    WHERE o.decided_at < %(before)s AND (p.id IS NULL OR p.closed_at < %(before)s)
+                      AND NOT (p.id IS NOT NULL AND (o.outcome = 'quarantined' OR o.reason = 'voided')) LIMIT %(most)s))
                 """,
                 {"before": before, "most": _PURGED_AT_ONCE},
             )

@@ -15,7 +15,7 @@ from django.db.backends.utils import CursorWrapper
 from polls import ballots, bundles
 from polls.ballots import Fate, Selection
 from polls.bundles import AcceptedVote
-from polls.holds import Holds, holds_of
+from polls.holds import NO_HOLDS, VOIDED, Holds, Origin, holds_of
 from polls.literals import array
 from polls.models import LimitMode, Outcome, Reason
 from polls.moments import from_microseconds, to_microseconds
@@ -23,6 +23,7 @@ from polls.moments import from_microseconds, to_microseconds
 logger = logging.getLogger(__name__)
 
 Voter = tuple[UUID, UUID]  # poll id, voter key
+Pardon = Callable[[Origin], object]
 
 
 class UncountableVotesError(Exception):
@@ -65,7 +66,7 @@ def count_votes(votes: Iterable[AcceptedVote]) -> Counter[str]:
     voter has more than one vote.
 
     Locks, always in this order and each sorted, so that two workers can't deadlock: the counting of each poll (shared; see
-    `keep_counting_out`), polls (shared), network counts, votes, tallies.
+    `keep_counting_out`), polls (shared), network counts, votes, outcomes, tallies.
     """
     with transaction.atomic(), connection.cursor() as cursor:
         count = _Count(cursor).run(votes)
@@ -77,6 +78,68 @@ def count_votes(votes: Iterable[AcceptedVote]) -> Counter[str]:
     outcomes = Counter[str](outcome for _, (outcome, _) in count.set_aside)
     outcomes.update({Outcome.COUNTED: len(count.counted), "repeat": count.repeats})
     return +outcomes
+
+
+def keep_counting_out(poll_id: UUID) -> None:
+    """Wait until nobody counts votes of the poll, and let nobody begin until this transaction ends.
+
+    Fair, unlike a lock of the poll's row: bundles that come meanwhile wait behind this one.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", [_lock_key(poll_id)])
+
+
+def settle_voters(poll_id: UUID, voter_keys: Sequence[UUID], pardons: Pardon) -> int:
+    """Give these voters' votes the places that the poll's holds leave them; return for how many voters that made a difference.
+
+    Part of the caller's transaction. Repeatable. `pardons` says of votes that a soft limit holds up whether they may stand all the same.
+    """
+    with connection.cursor() as cursor:
+        count = _Count(cursor)
+        count.polls = count.lock_polls({poll_id})
+        cursor.execute("SELECT voter_key FROM votes WHERE poll_id = %s AND voter_key = ANY(%s::uuid[])", [poll_id, array(voter_keys)])
+        standing = {key for (key,) in cursor}
+        # Insert before locking, in the order of counting.
+        count.settle({(poll_id, key): [] for key in voter_keys if key not in standing}, pardons=pardons)
+        count.settle({(poll_id, key): [] for key in standing}, pardons=pardons)
+        count.write_outcomes()
+        count.change_tallies()
+    return count.moved
+
+
+def imagine(poll_id: UUID, voter_keys: Sequence[UUID], worlds: Sequence[tuple[Holds, Pardon]]) -> list[Counter[Selection]]:
+    """Return how the tallies would change in each world, by what is stored of these voters' votes now. Reads only, without locks.
+
+    A world is what is held there, and what its rulings pardon (see `settle_voters`).
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT allow_change, method FROM polls WHERE id = %s", [poll_id])
+        last_stands, method = cursor.fetchone()
+        cursor.execute(
+            """
+            WITH asked AS (SELECT unnest(%s::uuid[]) AS voter_key)
+            SELECT voter_key, vote_id, selection, accepted_at, address_key, subnet_key, signature_key, NULL, NULL
+            FROM votes JOIN asked USING (voter_key) WHERE poll_id = %s
+            UNION ALL
+            SELECT voter_key, vote_id, selection, accepted_at, address_key, subnet_key, signature_key, outcome, reason
+            FROM outcomes JOIN asked USING (voter_key) WHERE poll_id = %s
+            """,
+            [array(voter_keys), poll_id, poll_id],
+        )
+        known: dict[UUID, list[_KnownVote]] = defaultdict(list)
+        for voter_key, vote_id, selection, accepted_at, address, subnet, signature, outcome, reason in cursor:
+            place: Fate | Literal["standing"] = (Outcome(outcome), Reason(reason)) if outcome else "standing"
+            known[voter_key].append(_KnownVote(vote_id, tuple(selection), to_microseconds(accepted_at), address, subnet, signature, place))
+    changes = [Counter[Selection]() for _ in worlds]
+    for votes in known.values():
+        current = next((vote for vote in votes if vote.place == "standing"), None)
+        for change, (holds, pardons) in zip(changes, worlds, strict=True):
+            winner, _ = _decide(votes, holds, pardons, last_stands=last_stands)
+            if winner is not current:
+                for vote, difference in ((current, -1), (winner, 1)):
+                    for tallied in ballots.tallied_as(vote.selection, method) if vote else []:
+                        change[tallied] += difference
+    return changes
 
 
 @dataclass(frozen=True)
@@ -146,20 +209,25 @@ _LIMITS = {Reason.ADDRESS_LIMIT, Reason.SUBNET_LIMIT}
 
 
 def _decide(
-    known: Iterable[_KnownVote], fate_of: Callable[[_KnownVote], Fate | None], *, last_stands: bool, pardons: bool
+    known: Iterable[_KnownVote], holds: Holds, pardons: Pardon, *, last_stands: bool
 ) -> tuple[_KnownVote | None, list[tuple[_KnownVote, Fate]]]:
     """Return which of a voter's votes stands, if any, and what becomes of those that could.
 
-    `fate_of` says what rulings make of a vote. `pardons` lets votes compete that a soft limit holds up, where no ruling does.
+    `pardons` says of votes that a soft limit holds up whether they may stand all the same.
     """
     free, fates = [], []
     for vote in known:
-        if not (vote.competes or (pardons and vote.is_beyond_limits)):
-            continue
-        if fate := fate_of(vote):
-            fates.append((vote, fate))
-        else:
-            free.append(vote)
+        fate = holds.fate_of(vote)
+        if vote.is_beyond_limits:
+            if fate == VOIDED:
+                fates.append((vote, VOIDED))
+            elif not fate and pardons(vote):
+                free.append(vote)
+        elif vote.competes:
+            if fate:
+                fates.append((vote, fate))
+            else:
+                free.append(vote)
     if not free:
         return None, fates
     winner, losers = ballots.decide(free, last_stands=last_stands)
@@ -191,12 +259,13 @@ class _Count:
     # How many voters have another vote standing than before, or none any more, or one again.
     moved: int = 0
     refused: list[tuple[AcceptedVote, Fate]] = field(default_factory=list)
+    settled: list[_Decided] = field(default_factory=list)
     # How many votes more (or fewer) a tally has.
     changes: Counter[tuple[UUID, Selection]] = field(default_factory=Counter)
 
     def run(self, votes: Iterable[AcceptedVote]) -> Self:
         votes = list(votes)
-        self.polls = self._lock_polls({vote.poll_id for vote in votes})
+        self.polls = self.lock_polls({vote.poll_id for vote in votes})
         by_voter: dict[Voter, list[AcceptedVote]] = defaultdict(list)
         for vote in votes:
             rules = self.polls.get(vote.poll_id)
@@ -209,11 +278,12 @@ class _Count:
 
         self._apply_limits(by_voter)
         self._place(by_voter)
+        self.write_outcomes()
         self._write_refused()
-        self._change_tallies()
+        self.change_tallies()
         return self
 
-    def _lock_polls(self, poll_ids: set[UUID]) -> dict[UUID, _Rules]:
+    def lock_polls(self, poll_ids: set[UUID]) -> dict[UUID, _Rules]:
         """Keep the polls from being deleted, and their options and holds from being changed, until this transaction ends."""
         # Two statements: the second must not look at the tables before the first has its locks.
         self.cursor.execute(
@@ -362,7 +432,9 @@ class _Count:
         )
         return {place for (place,) in self.cursor}
 
-    def settle(self, contested: Mapping[Voter, list[AcceptedVote]], inserted: Container[Voter] = (), *, pardons: bool = False) -> None:
+    def settle(
+        self, contested: Mapping[Voter, list[AcceptedVote]], inserted: Container[Voter] = (), pardons: Pardon = NO_HOLDS.fate_of
+    ) -> None:
         """Decide which of a voter's votes stands, by all that is known of them and what a bundle brings, and write what that changes.
 
         `inserted` are those whose standing vote is the first that the bundle brings. What stands then is a function of the votes
@@ -379,7 +451,7 @@ class _Count:
             stood = current.selection if current else ballots.WITHDRAWAL
             repeats = self._bring(casts, known, current if voter in inserted else None)
             rules = self.polls[voter[0]]
-            winner, fates = _decide(known.values(), rules.holds.fate_of, last_stands=rules.last_stands, pardons=pardons)
+            winner, fates = _decide(known.values(), rules.holds, pardons, last_stands=rules.last_stands)
             decisions.append(_Decided(voter, current, stood, winner, fates, repeats))
 
         raised = [decided for decided in decisions if decided.current is None and decided.winner]
@@ -393,8 +465,7 @@ class _Count:
             [(d.voter, d.winner) for d in settled if d.current and d.winner and (d.winner is not d.current or d.winner.is_changed)]
         )
         self._take_down([d.voter for d in settled if d.current and not d.winner])
-        self._return([(d.voter, d.winner) for d in settled if d.winner and isinstance(d.winner.place, tuple)])
-        self._set_aside([(d.voter, vote, fate) for d in settled for vote, fate in d.fates if vote.place != fate or vote.is_changed])
+        self.settled += settled
         self.settle({voter: contested[voter] for voter in again}, pardons=pardons)
 
     def _note(self, decided: _Decided) -> None:
@@ -481,6 +552,11 @@ class _Count:
                 _voters(voters),
             )
 
+    def write_outcomes(self) -> None:
+        """Record what became of the votes that were decided about. After all work on votes: locks are taken in this order."""
+        self._return([(d.voter, d.winner) for d in self.settled if d.winner and isinstance(d.winner.place, tuple)])
+        self._set_aside([(d.voter, vote, fate) for d in self.settled for vote, fate in d.fates if vote.place != fate or vote.is_changed])
+
     def _return(self, votes: list[tuple[Voter, _KnownVote]]) -> None:
         """Forget the outcomes of votes that stand now."""
         if votes:
@@ -502,6 +578,7 @@ class _Count:
                        outcome, reason, clock_timestamp()
                 FROM unnest({_COLUMN_TYPES}, %s::text[], %s::text[])
                      AS v (poll_id, voter_key, vote_id, selection, accepted_at, address_key, subnet_key, signature_key, outcome, reason)
+                ORDER BY poll_id, voter_key, vote_id
                 ON CONFLICT (poll_id, voter_key, vote_id)
                 DO UPDATE SET selection = excluded.selection, accepted_at = excluded.accepted_at, address_key = excluded.address_key,
                               subnet_key = excluded.subnet_key, signature_key = excluded.signature_key,
@@ -547,7 +624,7 @@ class _Count:
             else:
                 self.repeats += 1
 
-    def _change_tallies(self) -> None:
+    def change_tallies(self) -> None:
         """Add the changes to the results table. Last in the transaction: everybody waits for these few rows."""
         changes = sorted((poll_id, selection, votes) for (poll_id, selection), votes in self.changes.items() if votes)
         if not changes:

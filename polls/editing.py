@@ -24,10 +24,12 @@ SHORTEST_NOTICE = timedelta(seconds=2 * settings.POLL_SNAPSHOT_SECONDS + 1)
 WORDS = {"title", "description"}
 # What may only be loosened once the poll is open: whoever was refused may come again, but nobody who was let in is judged anew.
 LIMITS = {"address_limit", "subnet_limit", "allowed_networks"}
+# How suspicious votes are looked for. Another answer judges nothing by itself: it is for what rules find from then on.
+VIGILANCE = {"auto_quarantine", "rule_parameters"}
 # What may change until the first vote: votes say what they mean by the options, and whoever voted was told who will see the results.
 UNTIL_THE_FIRST_VOTE = {"options", "results_visibility"}
 # Nothing else once the poll is open: it would say anew who is one voter, which vote of theirs stands, or what a ballot holds.
-CHANGEABLE_WHILE_OPEN = WORDS | LIMITS | UNTIL_THE_FIRST_VOTE | {"closes_at"}
+CHANGEABLE_WHILE_OPEN = WORDS | LIMITS | VIGILANCE | UNTIL_THE_FIRST_VOTE | {"closes_at"}
 
 
 def create_poll(

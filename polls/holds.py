@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import datetime
+from operator import itemgetter
 from typing import NamedTuple, Protocol, Self
 from uuid import UUID
 
@@ -15,6 +16,7 @@ from polls.moments import to_microseconds
 
 HELD: Fate = (Outcome.QUARANTINED, Reason.UNDER_REVIEW)
 VOIDED: Fate = (Outcome.REJECTED, Reason.VOIDED)
+# What the other rulings make of a vote is nothing.
 _FATES = {Ruling.QUARANTINE.value: HELD, Ruling.VOID.value: VOIDED}
 
 
@@ -48,35 +50,44 @@ class Selector(NamedTuple):
         return cls(case.network_key if case.kind == Kind.ADDRESS else None, case.subnet_key, case.signature_key)
 
 
-class Holds:
-    """The rulings that are in force in one poll."""
+class Rule(NamedTuple):
+    """One ruling: on which votes, what it makes of them (None: nothing any more), and whose case's it is, if one's."""
 
-    def __init__(self, rulings: Iterable[tuple[Selector, Fate]] = ()) -> None:
-        # {subnet key, or None for a time alone: [(address, signature, from, until, fate)]}; moments in microseconds.
-        self._by_subnet: dict[UUID | None, list[tuple[UUID | None, int | None, int, int, Fate]]] = defaultdict(list)
-        for selector, fate in rulings:
-            since = to_microseconds(selector.accepted_from) if selector.accepted_from else 0
-            until = to_microseconds(selector.accepted_until) if selector.accepted_until else 2**63
-            entry = (selector.address_key, selector.signature_key, since, until, fate)
-            self._by_subnet[selector.subnet_key].append(entry)
+    selector: Selector
+    fate: Fate | None
+    case: int | None = None
+
+
+class Holds:
+    """The rulings on one poll's votes, in their order.
+
+    A case's ruling stands until the case has another. One without a case also ends all that fit the vote and came before it.
+    """
+
+    def __init__(self, rulings: Iterable[Rule] = ()) -> None:
+        # {subnet key, or None for a time alone: [(order, rule, moments in microseconds)]}
+        self._by_subnet: dict[UUID | None, list[tuple[int, Rule, int, int]]] = defaultdict(list)
+        for order, rule in enumerate(rulings):
+            since = to_microseconds(rule.selector.accepted_from) if rule.selector.accepted_from else 0
+            until = to_microseconds(rule.selector.accepted_until) if rule.selector.accepted_until else 2**63
+            self._by_subnet[rule.selector.subnet_key].append((order, rule, since, until))
 
     def __bool__(self) -> bool:
         return bool(self._by_subnet)
 
     def fate_of(self, vote: Origin) -> Fate | None:
         """Return what the rulings make of the vote, None where they leave it alone. Void beats quarantine."""
+        fitting = self._by_subnet.get(None, [])
+        if vote.subnet_key is not None and (of_subnet := self._by_subnet.get(vote.subnet_key)):
+            fitting = sorted(fitting + of_subnet, key=itemgetter(0)) if fitting else of_subnet
         found = None
-        subnets = (None,) if vote.subnet_key is None else (None, vote.subnet_key)
-        for subnet in subnets:
-            for address, signature, since, until, fate in self._by_subnet.get(subnet, ()):
-                if (
-                    since <= vote.accepted_at < until
-                    and (address is None or address == vote.address_key)
-                    and (signature is None or signature == vote.signature_key)
-                ):
-                    if fate == VOIDED:
-                        return fate
-                    found = fate
+        for _, (selector, fate, case), since, until in fitting:
+            if (
+                since <= vote.accepted_at < until
+                and selector.address_key in (None, vote.address_key)
+                and selector.signature_key in (None, vote.signature_key)
+            ):
+                found = VOIDED if case and found == VOIDED else fate
         return found
 
 
@@ -96,7 +107,8 @@ def holds_of(poll_id: UUID, version: int) -> Holds:
     return known[1]
 
 
-def in_force(poll_id: UUID) -> list[tuple[Selector, Fate]]:
-    """Return what is kept out of the poll's tally."""
-    rows = Hold.objects.filter(poll_id=poll_id, ruling__in=_FATES).values_list(*Selector._fields, "ruling")
-    return [(Selector(*row), _FATES[ruling]) for *row, ruling in rows]
+def in_force(poll_id: UUID) -> list[Rule]:
+    """Return the rulings that matter in the poll, in their order."""
+    rows = Hold.objects.filter(poll_id=poll_id).order_by("version", "id").values_list(*Selector._fields, "ruling", "case_id")
+    rules = [Rule(Selector(*row), _FATES.get(ruling), case_id) for *row, ruling, case_id in rows]
+    return [rule for rule in rules if rule.fate or not rule.case]

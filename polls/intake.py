@@ -15,10 +15,10 @@ import msgspec
 from django.conf import settings
 from django.utils.timezone import now
 
-from polls import accepting, problems, receipts, results, throttling, voters
+from polls import accepting, problems, receipts, results, throttling
 from polls.accepting import BatchItem, Caller, Cast, Desk
 from polls.bundles import AcceptedVote
-from polls.models import ResultsVisibility, VoterPolicy
+from polls.models import ResultsVisibility
 from polls.moments import iso, iso_of, microseconds_now
 from polls.problems import Refusal
 from polls.receipts import VoteStatus
@@ -51,6 +51,7 @@ VOTER_COOKIE = "voter_token"
 VOTER_COOKIE_SECONDS = 365 * 24 * 3600
 _JSON = [(b"content-type", b"application/json")]
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,64}")
+_BROWSER_HEADERS = [name.encode() for name in accepting.BROWSER_HEADERS]
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})\"?\s*(?:$|[,;])")
 
 
@@ -193,16 +194,12 @@ class Intake:
     async def _make_voter(self, _: str, request: Request) -> Answer:
         """`POST /api/v1/voters`: an anonymous voter token for one poll, in the body and as a cookie."""
         wanted = _decode(await request.read_body(), _voter_decoder)
-        request.throttle()
-        poll = await self._desk.find_poll(wanted.poll)
-        if poll.voter_policy != VoterPolicy.SESSION:
-            raise problems.NOT_OFFERED.says("Voter tokens are for polls whose voter_policy is `session`.")
-        token = voters.new_voter_token(poll.id)
-        cookie = f"{VOTER_COOKIE}={token}; Path={POLLS}{poll.id}/; Max-Age={VOTER_COOKIE_SECONDS}; HttpOnly; SameSite=Lax"
+        poll_id, token = await self._desk.make_voter_token(wanted.poll, request.caller)
+        cookie = f"{VOTER_COOKIE}={token}; Path={POLLS}{poll_id}/; Max-Age={VOTER_COOKIE_SECONDS}; HttpOnly; SameSite=Lax"
         if settings.SESSION_COOKIE_SECURE:
             cookie += "; Secure"
         headers = [*_JSON, (b"set-cookie", cookie.encode()), (b"cache-control", b"no-store")]
-        return 201, headers, msgspec.json.encode({"token": token, "poll": poll.id})
+        return 201, headers, msgspec.json.encode({"token": token, "poll": poll_id})
 
     # --- Telling ----------------------------------------------------------------------------------------------------
 
@@ -264,6 +261,7 @@ class Request:
             voter_token=self.text(b"voter-token") or self._cookie(),
             idempotency_key=None if key is None else key.decode("latin-1").strip(),
             request_id=known,
+            browser=b"\n".join([self.headers.get(name, b"") for name in _BROWSER_HEADERS]),
         )
         self._id = known
 

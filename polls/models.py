@@ -318,7 +318,8 @@ class Vote(CastVote):
     class Meta:
         db_table = "votes"
         indexes = [
-            models.Index(fields=["subnet_key"], name="votes_of_a_subnet", condition=Q(subnet_key__isnull=False)),  # review.py
+            # review.py, cases.py
+            models.Index(fields=["subnet_key", "address_key"], name="votes_of_a_network", condition=Q(subnet_key__isnull=False)),
             BrinIndex(fields=["accepted_at"], name="votes_by_time", pages_per_range=32),  # fraud.py, review.py
         ]
 
@@ -335,7 +336,8 @@ class VoteAside(CastVote):
         db_table = "outcomes"
         indexes = [
             models.Index(fields=["decided_at"], name="outcomes_oldest"),  # closing.purge_outcomes
-            models.Index(fields=["subnet_key"], name="outcomes_of_a_subnet", condition=Q(subnet_key__isnull=False)),  # review.py
+            # review.py, cases.py
+            models.Index(fields=["subnet_key", "address_key"], name="outcomes_of_a_network", condition=Q(subnet_key__isnull=False)),
             BrinIndex(fields=["accepted_at"], name="outcomes_by_time", pages_per_range=32),  # fraud.py, review.py
         ]
 
@@ -417,19 +419,27 @@ class SuspiciousIP(models.Model):
 
 
 class Hold(models.Model):
-    """Votes that are kept out of a poll's tally until they are released: those that fit everything said here, and those still to come."""
+    """What was ruled last about some votes of a poll: those that fit everything said here, and those still to come.
+
+    Several may fit one vote (holds.py): those of cases each stand for themselves, one without a case also ends those before it.
+    """
 
     poll = models.ForeignKey(Poll, on_delete=models.CASCADE, related_name="holds")
+    case = models.ForeignKey(SuspiciousIP, null=True, on_delete=models.CASCADE, related_name="holds")
     address_key = models.UUIDField(null=True)
     subnet_key = models.UUIDField(null=True)
     signature_key = models.BigIntegerField(null=True)
     accepted_from = models.DateTimeField(null=True)
     accepted_until = models.DateTimeField(null=True)  # not included
-    # What was ruled last. After "release" it keeps nothing out; the row stays, for the next ruling on the same votes.
+
     ruling = models.CharField(max_length=10, choices=Ruling)
-    # Whether the tallies are what this ruling makes them (review.py).
+    # The poll's `holds_version` that this ruling made: the order of rulings. Those of one decision share it.
+    version = models.PositiveIntegerField()
+    # Whether the tallies are what this ruling makes them, and its decision is on record (review.py).
     is_settled = models.BooleanField(default=False)
     ruled_at = models.DateTimeField()
+    actor = models.CharField(max_length=200)
+    reason = models.TextField(max_length=500)
 
     class Meta:
         db_table = "holds"
@@ -442,11 +452,12 @@ class Hold(models.Model):
                 name="hold_knows_the_subnet_of_its_address", condition=Q(address_key=None) | Q(subnet_key__isnull=False)
             ),
             models.UniqueConstraint(
-                fields=["poll", "address_key", "subnet_key", "signature_key", "accepted_from", "accepted_until"],
+                fields=["poll", "case", "address_key", "subnet_key", "signature_key", "accepted_from", "accepted_until"],
                 name="one_hold_per_selection",
                 nulls_distinct=False,
             ),
         ]
+        indexes = [models.Index(fields=["ruled_at"], name="holds_not_settled", condition=Q(is_settled=False))]  # review.settle_unfinished
 
 
 class Decision(models.Model):
@@ -482,7 +493,7 @@ class Comparison(models.Model):
     poll = models.OneToOneField(Poll, primary_key=True, on_delete=models.CASCADE, related_name="comparison")
     as_of = models.DateTimeField()
     cases = models.IntegerField()  # open ones
-    votes = models.IntegerField()  # under review
+    voters = models.IntegerField()  # whose votes are under review
     # {option id or "" for ballots: what to add to the tally}
     with_votes = models.JSONField(default=dict)
     without_votes = models.JSONField(default=dict)

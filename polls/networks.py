@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
 from uuid import UUID
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from django.conf import settings
+from django.db import connection, transaction
+from django.db.models import Q
 
-from polls.models import NetworkSecret, Poll
+from polls.models import NetworkKind, NetworkSecret, Poll
 from polls.voters import parse_address
 
 _SECRET = hashlib.blake2b(settings.VOTER_SECRET.encode(), person=b"networks").digest()
+# After this time every web process makes its keys with a poll's new secret.
+_KNOWN_EVERYWHERE_AFTER = timedelta(seconds=2 * settings.POLL_SNAPSHOT_SECONDS + 1)
 
 
 class NetworkCipher:
     """Encrypts addresses and subnets, each in one block of AES (as ipcrypt-deterministic does): equal ones look equal, no more is seen.
 
-    Needs both the secret from the database and VOTER_SECRET, so a copy of one alone opens nothing. Not for several threads at once.
+    Needs both the secret from the database and VOTER_SECRET, so a copy of one alone opens nothing. `keys` is not for several
+    threads at once.
     """
 
     def __init__(self, secret: bytes) -> None:
@@ -31,6 +36,7 @@ class NetworkCipher:
         self._encrypt_address = self._addresses.encryptor()
         self._encrypt_subnet = self._subnets.encryptor()
         self.keys = lru_cache(maxsize=10_000)(self._keys)
+        self.signature = lru_cache(maxsize=1000)(self._signature)
 
     def _keys(self, address: str) -> tuple[UUID, UUID]:
         """Return the keys of the address and of its subnet (/24, IPv6: /64). Raises ValueError on what is no address."""
@@ -38,14 +44,19 @@ class NetworkCipher:
         subnet = packed[:15] + b"\0" if _is_ipv4(packed) else packed[:8] + bytes(8)
         return UUID(bytes=self._encrypt_address.update(packed)), UUID(bytes=self._encrypt_subnet.update(subnet))
 
+    def _signature(self, browser: bytes) -> int:
+        """Return the keyed hash of what a browser says of itself, as a signed number of 64 bits."""
+        return int.from_bytes(hashlib.blake2b(browser, key=self._signature_key, digest_size=8).digest(), signed=True)
+
     def address_of(self, address_key: UUID) -> IPv4Network | IPv6Network:
         """Return the address, as a network of one. One of another secret comes out as nonsense."""
         packed = self._addresses.decryptor().update(address_key.bytes)
         return ip_network(packed[12:] if _is_ipv4(packed) else packed)
 
     def subnet_of(self, subnet_key: UUID) -> IPv4Network | IPv6Network:
+        """Return the subnet. Raises ValueError on one of another secret: that it were a subnet is a chance of one in 2 ** 64."""
         packed = self._subnets.decryptor().update(subnet_key.bytes)
-        return ip_network((packed[12:], 24) if _is_ipv4(packed) else (packed, 64), strict=False)
+        return ip_network((packed[12:], 24) if _is_ipv4(packed) else (packed, 64))
 
 
 _IPV4_IN_IPV6 = bytes(10) + b"\xff\xff"
@@ -69,13 +80,80 @@ def cipher_of(secret: bytes) -> NetworkCipher:
     return NetworkCipher(secret)
 
 
-def current_secret(at: datetime) -> NetworkSecret:
-    """Return the secret that new polls get; makes the first one."""
-    return NetworkSecret.objects.order_by("-id").first() or NetworkSecret.objects.create(secret=secrets.token_bytes(32), made_at=at)
-
-
 def secret_of(poll: Poll) -> bytes:
     """Return what the keys of the poll's next votes are made with. Raises LookupError when it has none."""
     if poll.network_secret is None:
         raise LookupError("the poll has no network secret")
     return bytes(poll.network_secret.secret)
+
+
+def reveal(network_secret: NetworkSecret | None, kind: str, network_key: UUID, subnet_key: UUID | None = None) -> str | None:
+    """Return the network that a key stands for, such as "192.0.2.7/32" or "2001:db8::/64"; None once its secret is gone.
+
+    None, too, for a key of another secret: told for subnets, and for addresses whose subnet key is given.
+    """
+    if network_secret is None:
+        return None
+    cipher = NetworkCipher(bytes(network_secret.secret))
+    try:
+        if kind == NetworkKind.SUBNET:
+            return str(cipher.subnet_of(network_key))
+        address = cipher.address_of(network_key)
+        subnet = None if subnet_key is None else cipher.subnet_of(subnet_key)
+    except ValueError:
+        return None
+    return str(address) if subnet is None or address.network_address in subnet else None
+
+
+# --- The life of secrets ----------------------------------------------------------------------------------------------
+
+
+def current_secret(at: datetime) -> NetworkSecret:
+    """Return the secret that new polls get; makes the first one."""
+    return _newest() or rotate(at)
+
+
+def rotate(at: datetime) -> NetworkSecret:
+    """Return the secret that new polls get: another one after NETWORK_SECRET_ROTATE_DAYS, which polls that have not opened get, too.
+
+    An open poll keeps its own, so that its limits per network stay exact. Repeatable; two at once make one.
+    """
+    with transaction.atomic():
+        _lock()
+        newest = _newest()
+        if newest and at < newest.made_at + timedelta(days=settings.NETWORK_SECRET_ROTATE_DAYS):
+            return newest
+        newest = NetworkSecret.objects.create(secret=secrets.token_bytes(32), made_at=at)
+        not_open = Q(published_at=None) | Q(opens_at__gt=at + _KNOWN_EVERYWHERE_AFTER)
+        Poll.objects.filter(not_open).update(network_secret=newest, network_secret_since=at)
+    return newest
+
+
+def purge(at: datetime) -> int:
+    """Delete the secrets made NETWORK_SECRET_KEEP_DAYS ago, and voter salts that long after their poll's end; return how many secrets.
+
+    From then on nobody reads the addresses that were encrypted with them. Polls that still used one go over to the newest: in one
+    that is open, limits per network begin anew. Repeatable; two at once do it once.
+    """
+    before = at - timedelta(days=settings.NETWORK_SECRET_KEEP_DAYS)
+    with transaction.atomic():
+        newest = rotate(at)
+        expired = NetworkSecret.objects.filter(made_at__lt=before)
+        Poll.objects.filter(network_secret__in=expired).update(network_secret=newest, network_secret_since=at + _KNOWN_EVERYWHERE_AFTER)
+        deleted = expired.count()
+        expired.delete()
+        # Final ones only: any other may take votes again, and then needs its voters' keys to be the same.
+        Poll.objects.filter(finalised_at__isnull=False, closes_at__lt=before, voter_salt__isnull=False).update(voter_salt=None)
+    return deleted
+
+
+def _newest() -> NetworkSecret | None:
+    return NetworkSecret.objects.order_by("-made_at", "-id").first()
+
+
+def _lock() -> None:
+    """Let nobody else make or delete secrets until the end of the transaction, which may take its time; reading goes on."""
+    with connection.cursor() as cursor:
+        # All polls that there ever were may have to go over to another one: 100,000 of them take 7 s.
+        cursor.execute("SET LOCAL statement_timeout = '10min'")
+        cursor.execute("LOCK TABLE network_secrets IN SHARE ROW EXCLUSIVE MODE")

@@ -7,6 +7,7 @@ from operator import itemgetter
 from typing import Any, TypeVar
 from uuid import UUID
 
+import msgspec
 from django.db import connection
 
 from polls.models import ResultsVisibility, VotingMethod, status
@@ -17,10 +18,12 @@ Moment = TypeVar("Moment", datetime, int)
 # One statement, so one moment: the total always fits the options.
 _RESULTS = """
     SELECT p.id, p.method, p.opens_at, p.closes_at, p.published_at, p.finalised_at, p.archived_at,
-           coalesce(b.votes, 0), o.id, o.text, o.position, coalesce(t.votes, 0), coalesce(t.revision, 0)
+           coalesce(b.votes, 0), c.as_of, c.cases, c.voters, c.with_votes, c.without_votes,
+           o.id, o.text, o.position, coalesce(t.votes, 0), coalesce(t.revision, 0)
     FROM polls p JOIN options o ON o.poll_id = p.id
     LEFT JOIN tallies t ON t.poll_id = p.id AND t.selection = ARRAY[o.id]
     LEFT JOIN tallies b ON b.poll_id = p.id AND b.selection = '{}'
+    LEFT JOIN comparisons c ON c.poll_id = p.id
     WHERE p.id = ANY(%s::uuid[]) ORDER BY p.id, o.position
 """
 
@@ -40,7 +43,9 @@ def read_results(poll_id: UUID, at: datetime) -> dict[str, Any] | None:
 
     `{"poll", "status", "method", "total_votes", "options": [{"id", "text", "position", "votes", "share"}], "revision", "as_of",
     "is_final"}`, options by position. `total_votes` counts ballots, `share` is from 0 to 1 of them: those of an approval poll can
-    add up to more. `revision` grows with every change of the tallies. `is_final`: all votes are counted, nothing changes any more.
+    add up to more. `revision` grows with every change of the tallies. `is_final`: all votes are counted, and only a review changes
+    anything any more. `review`: null, or while votes are under review `{"as_of", "open_cases", "voters", "with": {"total_votes",
+    "options": [{"id", "votes"}]}, "without": {...}}`: what the results would be with all of them, and without any.
     """
     return read_all_results([poll_id], at).get(poll_id)
 
@@ -53,8 +58,8 @@ def read_all_results(poll_ids: Sequence[UUID], at: datetime) -> dict[UUID, dict[
 
 
 def _sum_up(poll_id: UUID, rows: list[tuple[Any, ...]], at: datetime) -> dict[str, Any]:
-    _, method, opens_at, closes_at, published_at, finalised_at, archived_at, ballots = rows[0][:8]
-    options = [row[8:] for row in rows]
+    _, method, opens_at, closes_at, published_at, finalised_at, archived_at, ballots, *comparison = rows[0][:13]
+    options = [row[13:] for row in rows]
     total = sum(votes for *_, votes, _ in options) if method == VotingMethod.SINGLE else ballots
     now_is = status(
         at, opens_at=opens_at, closes_at=closes_at, published_at=published_at, finalised_at=finalised_at, archived_at=archived_at
@@ -71,4 +76,26 @@ def _sum_up(poll_id: UUID, rows: list[tuple[Any, ...]], at: datetime) -> dict[st
         "revision": sum(revision for *_, revision in options),
         "as_of": iso(at),
         "is_final": finalised_at is not None,
+        "review": _compare(*comparison, total=total, method=method, options=options) if comparison[0] else None,
     }
+
+
+def _compare(
+    as_of: datetime,
+    cases: int,
+    voters: int,
+    with_votes: str,
+    without_votes: str,
+    *,
+    total: int,
+    method: str,
+    options: list[tuple[Any, ...]],
+) -> dict[str, Any]:
+    """Return the results with everything that is under review, and without any of it, as changes to what they are now."""
+    compared: dict[str, Any] = {"as_of": iso(as_of), "open_cases": cases, "voters": voters}
+    for name, stored in (("with", with_votes), ("without", without_votes)):
+        change = msgspec.json.decode(stored, type=dict[str, int])
+        ballots = sum(change.values()) if method == VotingMethod.SINGLE else change.get("", 0)
+        shown = [{"id": str(id), "votes": votes + change.get(str(id), 0)} for id, _, _, votes, _ in options]
+        compared[name] = {"total_votes": total + ballots, "options": shown}
+    return compared

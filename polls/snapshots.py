@@ -12,12 +12,14 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Generic, TypeVar
 from uuid import UUID
 
+from django.conf import settings
 from django.utils.timezone import now
 
 from polls import clients, networks, patience
 from polls.models import LimitMode, Option, Poll, Scope
 from polls.moments import to_microseconds
 from polls.networks import NetworkCipher, cipher_of
+from polls.voters import is_in
 
 logger = logging.getLogger(__name__)
 K = TypeVar("K", bound=Hashable)
@@ -45,11 +47,12 @@ class PollSnapshot:
     owner_id: int
     is_draft: bool
     voter_policy: str
+    voter_salt: bytes
     min_choices: int
     max_choices: int
     allow_withdrawal: bool
     has_hard_limits: bool
-    allowed_networks: tuple[IPv4Network | IPv6Network, ...]
+    allowed_networks: tuple[IPv4Network | IPv6Network, ...]  # also the installation's
     cipher: NetworkCipher
     results_visibility: str
     opens_at: int
@@ -69,17 +72,24 @@ class PollSnapshot:
             owner_id=poll.owner_id,
             is_draft=poll.published_at is None,
             voter_policy=poll.voter_policy,
+            voter_salt=bytes(poll.voter_salt or b""),
             min_choices=poll.min_choices,
             max_choices=poll.max_choices,
             allow_withdrawal=poll.allow_withdrawal,
             has_hard_limits=has_limits and poll.limit_mode == LimitMode.HARD,
-            allowed_networks=tuple(ip_network(network) for network in poll.allowed_networks),
+            allowed_networks=(*settings.ALLOWED_NETWORKS, *(ip_network(network) for network in poll.allowed_networks)),
             cipher=cipher_of(networks.secret_of(poll)),
             results_visibility=poll.results_visibility,
             opens_at=to_microseconds(poll.opens_at),
             closes_at=to_microseconds(min(poll.closes_at, poll.archived_at or poll.closes_at)),
             options={str(option_id): option_id for option_id in options},
         )
+
+    def network_keys(self, address: str) -> tuple[UUID, UUID] | None:
+        """Return the keys of the address and of its subnet; None for an address of an allowed network, whose votes hold none."""
+        if self.allowed_networks and is_in(address, self.allowed_networks):
+            return None
+        return self.cipher.keys(address)
 
 
 @dataclass(frozen=True)
@@ -145,7 +155,7 @@ class Snapshots(Generic[K, V]):
     def _read_anew(self, key: K) -> asyncio.Future[V]:
         """Have the value read in a thread, once for all that ask meanwhile."""
         if (reading := self._reading.get(key)) is None:
-            reading = asyncio.get_running_loop().run_in_executor(self._threads, _with_a_connection, self._read, key)
+            reading = asyncio.get_running_loop().run_in_executor(self._threads, with_a_connection, self._read, key)
             self._reading[key] = reading
             reading.add_done_callback(lambda done: self._finished(key, done))
         return reading
@@ -195,7 +205,7 @@ class SharedReads(Generic[K, V]):
         while self._waiting:
             asked, self._waiting = self._waiting, []
             reading = asyncio.get_running_loop().run_in_executor(
-                self._threads, _with_a_connection, self._read, list(dict.fromkeys(key for key, _ in asked))
+                self._threads, with_a_connection, self._read, list(dict.fromkeys(key for key, _ in asked))
             )
             try:
                 async with asyncio.timeout(QUERY_SECONDS):
@@ -213,7 +223,8 @@ class SharedReads(Generic[K, V]):
         self._reading = None
 
 
-def _with_a_connection(read: Callable[[A], V], key: A) -> V:
+def with_a_connection(read: Callable[[A], V], key: A) -> V:
+    """Ask PostgreSQL in a thread; where its connection turns out to be dead, once more on a fresh one."""
     try:
         return patience.once_more(lambda: read(key))
     except Exception as exc:

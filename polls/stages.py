@@ -18,7 +18,8 @@ from polls.moments import iso
 # What a duplicate takes over; its options and times come beside it.
 _SETTINGS = (
     "title", "description", "method", "min_choices", "max_choices", "voter_policy", "allow_change", "allow_withdrawal",
-    "address_limit", "subnet_limit", "limit_mode", "allowed_networks", "results_visibility",
+    "address_limit", "subnet_limit", "limit_mode", "allowed_networks", "auto_quarantine", "rule_parameters",
+    "results_visibility",
 )  # fmt: skip
 
 

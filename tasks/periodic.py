@@ -3,7 +3,7 @@
 from celery import shared_task
 from django.utils.timezone import now
 
-from polls import accounts, closing, outbox
+from polls import accounts, attempts, blocks, closing, fraud, networks, outbox, review
 from tasks import queues
 
 
@@ -23,6 +23,33 @@ def finalise_polls() -> None:
 @shared_task(name="outbox.drain", acks_late=False)
 def drain_outbox() -> None:
     outbox.drain()
+
+
+@shared_task(name="networks.renew", acks_late=False)
+def renew_networks() -> None:
+    networks.purge(at=now())
+    attempts.purge(at=now())
+    blocks.purge(at=now())
+
+
+@shared_task(name="fraud.find_fast", acks_late=False)
+def find_suspicious_fast() -> None:
+    fraud.find_suspicious(at=now(), fast=True)
+
+
+@shared_task(name="fraud.find", acks_late=False)
+def find_suspicious() -> None:
+    fraud.find_suspicious(at=now())
+
+
+@shared_task(name="cases.expire", acks_late=False)
+def expire_cases() -> None:
+    fraud.expire_cases(at=now())
+
+
+@shared_task(name="review.settle", acks_late=False)
+def settle_unfinished_rulings() -> None:
+    review.settle_unfinished(at=now())
 
 
 @shared_task(name="outcomes.purge", acks_late=False)

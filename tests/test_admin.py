@@ -16,10 +16,25 @@ from django.urls import reverse
 from django.utils.timezone import now
 
 from polls import deadletters, voters
-from polls.admin import PollAdmin
+from polls.admin.polls import PollAdmin
 from polls.bundles import AcceptedVote
 from polls.counting import count_votes
-from polls.models import ApiClient, DeadLetterDesk, JournalEntry, Option, OutboxBundle, Poll, Tally, Vote, VoteAside
+from polls.models import (
+    ApiClient,
+    Attempts,
+    Block,
+    DeadLetterDesk,
+    Decision,
+    JournalEntry,
+    NetworkSecret,
+    Option,
+    OutboxBundle,
+    Poll,
+    SuspiciousIP,
+    Tally,
+    Vote,
+    VoteAside,
+)
 from tests.conftest import PASSWORD, bundle_of, standing, tallies, vote_of, wait_until
 
 POLLS, CLIENTS, TALLIES = "/admin/polls/poll/", "/admin/polls/apiclient/", "/admin/polls/tally/"
@@ -107,8 +122,16 @@ def test_staff_see_only_what_they_were_permitted(make_staff, poll):
 def test_votes_and_outcomes_have_no_page():
     shown = set(admin.site._registry)
 
-    assert {model for model in shown if model._meta.app_label == "polls"} == {Poll, Tally, ApiClient, DeadLetterDesk}
-    secret = {Vote, VoteAside, OutboxBundle}
+    assert {model for model in shown if model._meta.app_label == "polls"} == {
+        Poll,
+        Tally,
+        ApiClient,
+        DeadLetterDesk,
+        SuspiciousIP,
+        Block,
+        Decision,
+    }
+    secret = {Vote, VoteAside, OutboxBundle, Attempts, NetworkSecret}
     assert not shown & secret
     for model, page in admin.site._registry.items():
         assert not {inline.model for inline in page.inlines} & (secret | {Option}), model

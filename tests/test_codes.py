@@ -33,7 +33,7 @@ def olga(at=None):
 
 
 def key_of(poll, code):
-    return poll.pk, voters.voter_key(poll.pk, "code", codes.normalise(code))
+    return poll.pk, voters.voter_key(poll.pk, "code", codes.normalise(code), poll.voter_salt)
 
 
 def upload(poll, *own, labels=()):

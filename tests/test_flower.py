@@ -136,7 +136,7 @@ def test_it_shows_bundles_by_their_size_and_nothing_of_a_voter(flower, worker_na
 
     assert "<1 votes>" in seen["/api/tasks"] and "args" in seen["/tasks"]
     secrets = [*names, *(vote[key] for vote in accepted for key in ("id", "receipt"))]
-    secrets += [str(voters.voter_key(poll.pk, "client", f"{client.id}:{name}")) for name in names]
+    secrets += [str(voters.voter_key(poll.pk, "client", f"{client.id}:{name}", poll.voter_salt)) for name in names]
     for path, text in seen.items():
         for secret in secrets:
             assert secret not in text and secret.replace("-", "") not in text, path

@@ -65,8 +65,12 @@ LIST = """
 """
 EVERYTHING = """
     id title description status options { id text description position } method minChoices maxChoices voterPolicy allowChange
-    allowWithdrawal resultsVisibility opensAt closesAt createdAt etag addressLimit subnetLimit limitMode allowedNetworks version
-    results { status method totalVotes options { id text position votes share } revision asOf isFinal }
+    allowWithdrawal resultsVisibility opensAt closesAt createdAt etag addressLimit subnetLimit limitMode allowedNetworks autoQuarantine
+    ruleParameters version
+    results {
+        status method totalVotes options { id text position votes share } revision asOf isFinal
+        review { asOf openCases voters with { totalVotes options { id votes } } without { totalVotes options { id votes } } }
+    }
 """
 
 
@@ -664,9 +668,9 @@ def test_the_cost_of_pages_and_receipts_adds_up(anonymous):
     def pages(count, ids=1):
         return " ".join(f"p{number}: polls(first: 100) {{ edges {{ node {{ {'id ' * ids} }} }} }}" for number in range(count))
 
-    assert refused_for(ask(anonymous, f"{{ {pages(6)} }}")) is None
-    assert refused_for(ask(anonymous, f"{{ {pages(6, 2)} }}")) == "cost"
-    votes = f"query($r: [String!]!) {{ votes(receipts: $r) {{ {'id ' * 49} }} }}"
+    assert refused_for(ask(anonymous, f"{{ {pages(8)} }}")) is None
+    assert refused_for(ask(anonymous, f"{{ {pages(8, 2)} }}")) == "cost"
+    votes = f"query($r: [String!]!) {{ votes(receipts: $r) {{ {'id ' * 64} }} }}"
     assert refused_for(ask(anonymous, votes, r=["none"] * 100)) is None
     assert refused_for(ask(anonymous, votes.replace("id", "id id", 1), r=["none"] * 100)) == "cost"
 

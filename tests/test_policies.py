@@ -7,7 +7,7 @@ from django.contrib.auth import get_user_model
 from django.db import connection
 
 from polls import codes, problems, voters
-from polls.models import JournalEntry, NetworkCount, VoterCode
+from polls.models import JournalEntry, NetworkCount, Vote, VoterCode
 from tests.conftest import Api, answers, free_port, make_user, option, signed_in, standing, tallies, wait_until, web
 from tests.test_intake import assert_refused
 
@@ -141,7 +141,7 @@ def test_an_access_token_that_is_none(pipeline, make_poll, owner, authorization)
 
 def give_codes(poll, *texts):
     for text in texts:
-        VoterCode.objects.create(poll=poll, voter_key=voters.voter_key(poll.pk, "code", codes.normalise(text)))
+        VoterCode.objects.create(poll=poll, voter_key=voters.voter_key(poll.pk, "code", codes.normalise(text), poll.voter_salt))
 
 
 def test_a_code_is_one_voter_however_it_is_typed(anonymous, make_poll):
@@ -277,6 +277,70 @@ def test_a_crowd_behind_one_address_gets_in_up_to_the_limit_and_not_one_more(beh
 
     assert sorted(statuses) == [201] * 7 + [403] * 18
     assert tallies(poll) == {"soup": 7}
+
+
+FIREFOX = {"user_agent": "Firefox/145", "accept_language": "en", "sec_ch_ua_platform": '"Linux"'}
+
+
+def signatures(poll):
+    """{option text: [browser signature]}"""
+    texts = dict(poll.options.values_list("id", "text"))
+    found = {}
+    for [chosen], signature in Vote.objects.filter(poll_id=poll.pk).order_by("accepted_at").values_list("selection", "signature_key"):
+        found.setdefault(texts[chosen], []).append(signature)
+    return found
+
+
+def test_a_vote_holds_what_its_browser_says_of_itself_as_a_keyed_hash(behind_a_proxy, make_poll):
+    poll = make_poll(voter_policy="ip", options=[{"text": text} for text in ("firefox", "german", "long", "silent")])
+    votes = [
+        ("firefox", FIREFOX),
+        ("firefox", {**FIREFOX, "cookie": "a=1", "x_request_id": "7", "authorization": "Bearer x", "referer": "https://example.org"}),
+        ("german", {**FIREFOX, "accept_language": "de"}),
+        ("long", {"user_agent": "x" * 700}),
+        ("long", {"user_agent": "x" * 7000}),  # what is longer than any browser's is cut
+        ("silent", {"accept_encoding": None}),
+    ]
+    for n, (text, said) in enumerate(votes):
+        answer = behind_a_proxy.post(votes_path(poll), ballot(poll, text), x_forwarded_for=f"192.0.2.{n}", prefer="wait=10", **said)
+        assert answer.status == 201, answer.text
+
+    found = signatures(poll)
+    assert found["firefox"][0] == found["firefox"][1]
+    assert found["long"][0] == found["long"][1]
+    assert len({each[0] for each in found.values()} - {None}) == 4
+
+
+def test_graphql_sees_the_same_browser_and_the_same_network(behind_a_proxy, make_poll):
+    poll = make_poll(voter_policy="session")
+    document = "mutation($poll: ID!, $option: ID!) { castVote(pollId: $poll, option: $option, waitSeconds: 10) { status } }"
+    variables = {"poll": str(poll.pk), "option": str(option(poll, "salad"))}
+    here = {**FIREFOX, "x_forwarded_for": "192.0.2.7"}
+
+    assert cast_from(behind_a_proxy, poll, "192.0.2.7", **FIREFOX).status == 201
+    token = token_for_address(behind_a_proxy, poll, "192.0.2.7")
+    answer = behind_a_proxy.post("/graphql", {"query": document, "variables": variables}, voter_token=token, **here)
+
+    assert answer.json["data"]["castVote"]["status"] == "COUNTED", answer.text
+    keys = [*Vote.objects.filter(poll_id=poll.pk).values_list("address_key", "subnet_key", "signature_key")]
+    assert len(keys) == 2 and keys[0] == keys[1] and None not in keys[0]
+
+
+def test_votes_from_allowed_networks_and_by_api_clients_hold_nothing_of_where_they_came_from(pipeline, make_poll, api, tmp_path):
+    polls = {"of the poll": make_poll(voter_policy="ip", allowed_networks=["198.51.100.0/24"]), "of all": make_poll(voter_policy="ip")}
+    by_client, port = make_poll(), free_port()
+    with web(port, tmp_path / "web.log", TRUSTED_PROXIES="1", ALLOWED_NETWORKS="203.0.113.0/24, 2001:db8::/48"):
+        wait_until(lambda: answers(port))
+        campus = Api(port, {})
+        for poll in polls.values():
+            for address in ("192.0.2.7", "198.51.100.7", "203.0.113.7", "2001:db8:0:1::7"):
+                assert campus.post(votes_path(poll), ballot(poll), x_forwarded_for=address, prefer="wait=10").status == 201
+    assert api.cast(by_client, "alice", prefer="wait=10").status == 201
+
+    holding = {name: Vote.objects.filter(poll_id=poll.pk, address_key__isnull=False).count() for name, poll in polls.items()}
+    assert holding == {"of the poll": 1, "of all": 2}
+    for vote in Vote.objects.filter(poll_id__in=[by_client.pk, *(poll.pk for poll in polls.values())]):
+        assert (vote.address_key is None) == (vote.subnet_key is None) == (vote.signature_key is None)
 
 
 def test_no_address_is_stored_as_it_is(behind_a_proxy, make_poll):

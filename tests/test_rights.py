@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from types import SimpleNamespace
 from uuid import uuid4
 
@@ -9,11 +10,12 @@ import pytest
 from django.db import connection
 from django.utils.timezone import now
 
-from polls import accounts, clients, codes, editing, problems, receipts, roles, voters
+from polls import accounts, blocks, clients, codes, editing, problems, receipts, roles, voters
 from polls.journal import Act
 from polls.models import ApiClient, Poll, Scope, VoterCode
 from polls.moments import microseconds_now
 from tests.conftest import PASSWORD, Api, make_user, option, wait_until
+from tests.test_cases_api import WHY, make_case
 from tests.test_intake import assert_refused
 
 # Rows: an operation by its id in the OpenAPI schema, and the kind of poll it is asked for (POLLS). The poll, and the API client under
@@ -80,6 +82,20 @@ clients_rotate         -         401    403    200   404   403      403     200 
 queues_read            -         401    403    403   403   200      200     200   403  403   403  403    403    403       401
 dead_letters_list      -         401    403    403   403   200      200     200   403  403   403  403    403    403       401
 dead_letters_replay    -         401    403    403   403   200      403     200   403  403   403  403    403    403       401
+cases_list             -         401    403    403   403   200      200     200   403  403   403  403    403    403       401
+cases_read             -         401    403    403   403   200      200     200   403  403   403  403    403    403       401
+cases_quarantine       -         401    403    403   403   200      403     200   403  403   403  403    403    403       401
+cases_release          -         401    403    403   403   200      403     200   403  403   403  403    403    403       401
+cases_void             -         401    403    403   403   200      403     200   403  403   403  403    403    403       401
+cases_clear            -         401    403    403   403   200      403     200   403  403   403  403    403    403       401
+cases_block            -         401    403    403   403   201      403     201   403  403   403  403    403    403       401
+rulings_list           -         401    403    403   403   200      200     200   403  403   403  403    403    403       401
+rulings_create         -         401    403    403   403   201      403     201   403  403   403  403    403    403       401
+blocks_list            -         401    403    403   403   200      200     200   403  403   403  403    403    403       401
+blocks_create          -         401    403    403   403   201      403     201   403  403   403  403    403    403       401
+blocks_lift            -         401    403    403   403   204      403     204   403  403   403  403    403    403       401
+rules_list             -         401    403    403   403   200      200     200   403  403   403  403    403    403       401
+rules_try              -         401    403    403   403   200      403     200   403  403   403  403    403    403       401
 """
 _HEAD, *_ROWS = (line.split() for line in TABLE.strip().splitlines())
 
@@ -119,6 +135,15 @@ class Scene:
             return {**ballot, "code": issue_code(self.poll).code}
         return {**ballot, "voter": "alice"} if self.poll.voter_policy == "client" else ballot
 
+    @cached_property
+    def case(self):
+        """A case about an address in the poll."""
+        return make_case(self.poll, "203.0.113.8")
+
+    @cached_property
+    def block(self):
+        return blocks.block("203.0.113.9", now() + timedelta(hours=1), Act("otto", now(), "Guesses codes."))
+
     def rows(self):
         """All that a refused request must leave as it was."""
         with connection.cursor() as cursor:
@@ -128,7 +153,10 @@ class Scene:
                        ARRAY(SELECT o::text FROM options o WHERE poll_id = %(poll)s ORDER BY id),
                        ARRAY(SELECT c::text FROM voter_codes c WHERE poll_id = %(poll)s ORDER BY id),
                        ARRAY(SELECT j::text FROM journal j WHERE poll_id = %(poll)s ORDER BY id),
-                       (SELECT count(*) FROM polls), (SELECT count(*) FROM api_clients)
+                       (SELECT count(*) FROM polls), (SELECT count(*) FROM api_clients),
+                       (SELECT count(*) FROM decisions), (SELECT count(*) FROM holds),
+                       ARRAY(SELECT c::text FROM suspicious_ips c WHERE poll_id = %(poll)s ORDER BY id),
+                       ARRAY(SELECT b::text FROM blocks b ORDER BY id)
                 """,
                 {"poll": self.poll.pk, "client": self.client.pk},
             )
@@ -201,6 +229,20 @@ REQUESTS = {
     "queues_read": lambda scene: ("GET", "/queues"),
     "dead_letters_list": lambda scene: ("GET", "/dead-letters"),
     "dead_letters_replay": lambda scene: ("POST", "/dead-letters/replay", {"most": 1}),
+    "cases_list": lambda scene: ("GET", "/suspicious-ips"),
+    "cases_read": lambda scene: ("GET", f"/suspicious-ips/{scene.case.pk}"),
+    **{
+        f"cases_{ruling}": lambda scene, ruling=ruling: ("POST", f"/suspicious-ips/{scene.case.pk}/{ruling}", WHY)
+        for ruling in ("quarantine", "release", "void", "clear")
+    },
+    "cases_block": lambda scene: ("POST", f"/suspicious-ips/{scene.case.pk}/block", {"hours": 1, **WHY}),
+    "rulings_list": lambda scene: ("GET", f"/polls/{scene.poll.pk}/rulings"),
+    "rulings_create": lambda scene: ("POST", f"/polls/{scene.poll.pk}/rulings", {"ruling": "void", "address": "192.0.2.7", **WHY}),
+    "blocks_list": lambda scene: ("GET", "/blocks"),
+    "blocks_create": lambda scene: ("POST", "/blocks", {"network": "203.0.113.7", "hours": 1, **WHY}),
+    "blocks_lift": lambda scene: ("DELETE", f"/blocks/{scene.block.pk}?reason=Over"),
+    "rules_list": lambda scene: ("GET", "/rules"),
+    "rules_try": lambda scene: ("POST", "/rules/burst/try", {"poll": str(scene.poll.pk)}),
 }
 
 

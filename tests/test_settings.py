@@ -42,8 +42,11 @@ NUMBERS = [
     "DATABASE_PATIENCE_SECONDS",
     "FINAL_AFTER_SECONDS",
     "OUTCOMES_KEEP_DAYS",
+    "CASE_OPEN_DAYS",
     "ACCESS_TOKEN_MINUTES",
     "REFRESH_TOKEN_DAYS",
+    "NETWORK_SECRET_ROTATE_DAYS",
+    "NETWORK_SECRET_KEEP_DAYS",
 ]
 
 
@@ -112,6 +115,45 @@ def test_two_waits_that_together_keep_a_client_waiting(load):
     assert load(CONFIRM_SECONDS="2.2", OUTBOX_SECONDS="1.2")["CONFIRM_SECONDS"] == 2.2
     with pytest.raises(ImproperlyConfigured, match=r"CONFIRM_SECONDS \+ OUTBOX_SECONDS must stay within 3\.4 s"):
         load(CONFIRM_SECONDS="2.3", OUTBOX_SECONDS="1.2")
+
+
+def test_a_secret_that_is_deleted_while_new_polls_get_it(load):
+    for rotate, keep in (("1", "1.5"), ("7", "7.5"), ("36499", "36500")):
+        read = load(NETWORK_SECRET_ROTATE_DAYS=rotate, NETWORK_SECRET_KEEP_DAYS=keep)
+        assert read["NETWORK_SECRET_KEEP_DAYS"] == float(keep)
+    for rotate, keep in (("7", "7"), ("7", "6"), ("36500", "36500")):
+        with pytest.raises(ImproperlyConfigured, match=r"^NETWORK_SECRET_KEEP_DAYS must be more than NETWORK_SECRET_ROTATE_DAYS"):
+            load(NETWORK_SECRET_ROTATE_DAYS=rotate, NETWORK_SECRET_KEEP_DAYS=keep)
+    for name in ("NETWORK_SECRET_ROTATE_DAYS", "NETWORK_SECRET_KEEP_DAYS"):
+        for past in ("0.999", "36500.001"):
+            with pytest.raises(ImproperlyConfigured, match=rf"^{name} is "):
+                load(**{name: past})
+
+
+@pytest.mark.parametrize("text", ["campus", "198.51.100.0/33", "198.51.100.7/24", "192.0.2.0/24;198.51.100.0/24", "::g/64"])
+def test_a_network_that_is_none(load, text):
+    read = load(ALLOWED_NETWORKS="192.0.2.7, 198.51.100.0/24,2001:db8::/48")["ALLOWED_NETWORKS"]
+    assert [str(network) for network in read] == ["192.0.2.7/32", "198.51.100.0/24", "2001:db8::/48"]
+    with pytest.raises(ImproperlyConfigured, match=r"^ALLOWED_NETWORKS: .*\. A network reads 198\.51\.100\.0/24 or 2001:db8::/48\.$"):
+        load(ALLOWED_NETWORKS=f"192.0.2.0/24,{text}")
+
+
+@pytest.mark.parametrize("text", ["", "regular", "{", "{'regular': {}}"])
+def test_rules_that_are_no_json(load, text):
+    assert load(RULES='{"regular": {"off": true}}')["RULES"] == {"regular": {"off": True}}
+    with pytest.raises(ImproperlyConfigured, match=r"^RULES is no JSON\. It reads "):
+        load(RULES=text)
+
+
+@pytest.mark.parametrize(
+    ("text", "field"), [("[]", "RULES"), ('{"busy": {}}', "RULES/busy"), ('{"regular": {"votes": "x"}}', "RULES/regular/votes")]
+)
+def test_rules_that_there_are_not_stop_the_start(text, field):
+    command = [sys.executable, "manage.py", "check"]
+    ended = subprocess.run(command, cwd=ROOT, env={**os.environ, "RULES": text}, capture_output=True, text=True, timeout=60)
+
+    assert ended.returncode == 1
+    assert f"ImproperlyConfigured: {field}: " in ended.stderr
 
 
 @pytest.mark.parametrize("name", ["DEBUG", "SECURE_SSL_REDIRECT", "REGISTRATION_OPEN", "GRAPHQL_INTROSPECTION"])
@@ -209,6 +251,7 @@ def test_an_origin_that_is_none(load, origin):
 def test_every_setting_but_free_text_was_given_a_wrong_value():
     tried = {*NUMBERS, "DEBUG", "SECURE_SSL_REDIRECT", "SECRET_KEY", "VOTER_SECRET", "DATABASE_URL", "CELERY_BROKER_URL", "CACHE_URL"}
     tried |= {"REGISTRATION_OPEN", "GRAPHQL_INTROSPECTION", "NEW_ACCOUNT_ROLE", "EMAIL_URL", "PASSWORD_RESET_URL", "CORS_ALLOWED_ORIGINS"}
+    tried |= {"ALLOWED_NETWORKS", "RULES"}
     free = {"ALLOWED_HOSTS", "CSRF_TRUSTED_ORIGINS", "DEFAULT_FROM_EMAIL"}  # Django's own checks look at them
     assert set(settings_read()) == tried | free | {"QUEUE_PREFIX", "LOG_LEVEL"}
 

@@ -16,6 +16,7 @@ def caller_of(request: HttpRequest) -> Caller:
         voter_token=request.headers.get("Voter-Token", ""),
         idempotency_key=request.headers.get("Idempotency-Key"),
         request_id=getattr(request, "given_id", None),
+        browser="\n".join(request.headers.get(name, "") for name in accepting.BROWSER_HEADERS).encode("latin-1", "replace"),
     )
 
 

@@ -1,4 +1,4 @@
-"""What the list of polls can be asked for. Anything else is refused: a misspelt filter must not look like an answer."""
+"""What lists can be asked for. Anything else is refused: a misspelt filter must not look like an answer."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -11,9 +11,9 @@ from django_filters.fields import IsoDateTimeField
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
-from polls import problems
+from polls import fraud, problems
 from polls.api.authentication import actor
-from polls.models import Poll, PollQuerySet, PollStatus, VoterPolicy, VotingMethod
+from polls.models import CaseState, NetworkKind, Poll, PollQuerySet, PollStatus, SuspiciousIP, VoterPolicy, VotingMethod
 
 ORDERS = ("created_at", "opens_at", "closes_at", "title")
 # Not of the filters: the page, and the REST framework's own choice of a format.
@@ -75,11 +75,22 @@ class PollFilters(filters.FilterSet):
         return polls.order_by(order, "-id" if order.startswith("-") else "id")
 
 
+class CaseFilters(filters.FilterSet):
+    poll = filters.UUIDFilter("poll_id", help_text="Only the cases of this poll.")
+    rule = filters.ChoiceFilter(choices=[(rule, rule) for rule in fraud.RULES])
+    state = filters.ChoiceFilter(choices=CaseState.choices)
+    kind = filters.ChoiceFilter(choices=NetworkKind.choices)
+
+    class Meta:
+        model = SuspiciousIP
+        fields: list[str] = []
+
+
 class StrictFilters(filters.DjangoFilterBackend):
     """Refuses parameters that are unknown, empty, or said twice."""
 
     def filter_queryset(self, request: Request, queryset: QuerySet[Any], view: APIView) -> QuerySet[Any]:
-        known = {*PollFilters.base_filters, *_OF_PAGES}
+        known = {*self.get_filterset_class(view).base_filters, *_OF_PAGES}
         for name, values in request.query_params.lists():
             if name not in known:
                 raise problems.INVALID.says(f"There is no such parameter; there are {', '.join(sorted(known))}.", pointer=f"/{name}")

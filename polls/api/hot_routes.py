@@ -63,6 +63,13 @@ _VOTE_STATUS = _object(
     },
 )
 _PROBLEM = {"$ref": "#/components/schemas/Problem"}
+_COMPARED = _object(
+    "total_votes options",
+    {
+        "total_votes": {"type": "integer"},
+        "options": {"type": "array", "items": _object("id votes", {"id": {"type": "string"}, "votes": {"type": "integer"}})},
+    },
+)
 
 SCHEMAS: dict[str, Any] = {
     "CastRequest": _body({**_CHOICE, **_WHO}, oneOf=_ONE_CHOICE),
@@ -123,7 +130,7 @@ SCHEMAS: dict[str, Any] = {
     "VoterRequest": _body({"poll": {**_UUID, "description": "The poll that the token is for."}}, "poll"),
     "Voter": _object("token poll", {"token": {"type": "string"}, "poll": _UUID}),
     "Results": _object(
-        "poll status method total_votes options revision as_of is_final",
+        "poll status method total_votes options revision as_of is_final review",
         {
             "poll": _UUID,
             "status": {"type": "string", "enum": PollStatus.values},
@@ -144,7 +151,23 @@ SCHEMAS: dict[str, Any] = {
             },
             "revision": {"type": "integer", "description": "Grows with every change of the tallies."},
             "as_of": _DATE,
-            "is_final": {"type": "boolean", "description": "All accepted votes are counted."},
+            "is_final": {"type": "boolean", "description": "All accepted votes are counted; only a review still changes anything."},
+            "review": {
+                "description": "How the results would be with all votes that are under review, and without any; null when none is.",
+                "oneOf": [
+                    _object(
+                        "as_of open_cases voters with without",
+                        {
+                            "as_of": _DATE,
+                            "open_cases": {"type": "integer", "description": "Suspicious addresses and subnets not yet decided about."},
+                            "voters": {"type": "integer", "description": "Whose votes are under review."},
+                            "with": _COMPARED,
+                            "without": _COMPARED,
+                        },
+                    ),
+                    {"type": "null"},
+                ],
+            },
         },
     ),
 }
@@ -205,6 +228,7 @@ _CASTING = (
     problems.UNAUTHENTICATED,
     problems.FORBIDDEN,
     problems.UNKNOWN_CODE,
+    problems.BLOCKED,
     problems.LIMIT_REACHED,
     problems.POLL_NOT_OPEN,
     problems.POLL_CLOSED,
@@ -381,6 +405,7 @@ PATHS: dict[str, Any] = {
             },
             problems.MALFORMED,
             problems.INVALID,
+            problems.BLOCKED,
             problems.UNKNOWN_POLL,
             problems.NOT_OFFERED,
             problems.TOO_LARGE,

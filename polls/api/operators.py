@@ -1,7 +1,8 @@
-"""What operators look at, and the one thing they do: have dead letters counted after all."""
+"""What operators look at, and what they do to queues: have dead letters counted after all."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 from drf_spectacular.utils import OpenApiResponse, extend_schema
@@ -14,8 +15,10 @@ from polls import deadletters, problems
 from polls.api.authentication import actor
 from polls.api.schema import refuses
 from polls.api.serializers import StrictSerializer, checked
+from polls.journal import Act
 from polls.models import OutboxBundle
 
+NOT_STORED = {"Cache-Control": "no-store"}
 # Dead letters that one request replays at most: a few seconds' work.
 MAX_REPLAYED = 1000
 
@@ -69,6 +72,10 @@ class Operations(APIView):
         asks = actor(request)
         if not (asks.operates or (asks.audits and request.method in permissions.SAFE_METHODS)):
             raise problems.FORBIDDEN.says("This is for operators.")
+
+
+def act_of(request: Request, at: datetime, reason: str) -> Act:
+    return Act(actor(request).name, at, reason)
 
 
 class QueuesView(Operations):

@@ -96,6 +96,8 @@ _MADE = {
     "polls_create": ("poll_id", "$response.body#/id"),
     "polls_duplicate": ("poll_id", "$response.body#/id"),
     "clients_create": ("client_id", "$response.body#/id"),
+    "blocks_create": ("block_id", "$response.body#/id"),
+    "cases_block": ("block_id", "$response.body#/id"),
 }
 
 
@@ -115,6 +117,10 @@ def _link_what_is_made(paths: dict[str, Any]) -> None:
 def complete(result: dict[str, Any], **_: Any) -> dict[str, Any]:
     """Add to drf-spectacular's schema the problems, and what polls/intake.py answers."""
     by_slug = {problem.slug: problem for problem in problems.ALL}
+    for operations in result["paths"].values():  # of Django, so that core/middleware.py sees to them
+        for method, operation in operations.items():
+            if method != "get":
+                operation[_REFUSALS] = [*operation[_REFUSALS], problems.BLOCKED.slug]
     result["paths"] = {**result["paths"], **deepcopy(hot_routes.PATHS)}
     for operations in result["paths"].values():
         for operation in operations.values():

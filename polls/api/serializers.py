@@ -6,6 +6,7 @@ from typing import Any
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from polls import fraud
 from polls.models import MAX_OPTIONS, JournalEntry, Option, Poll, PollStatus
 
 
@@ -94,13 +95,16 @@ class PollSerializer(StrictSerializer, serializers.ModelSerializer[Poll]):
 
     # To show one, it wants `actor` and `at` in its context.
     # Only the people behind a poll see these: whoever knows a limit can stay just below it.
-    INSIDE = ("address_limit", "subnet_limit", "limit_mode", "allowed_networks", "version")
+    INSIDE = ("address_limit", "subnet_limit", "limit_mode", "allowed_networks", "auto_quarantine", "rule_parameters", "version")
 
     id = serializers.CharField(read_only=True)
     options = OptionSerializer(many=True, min_length=2, max_length=MAX_OPTIONS)  # type: ignore[call-arg]
     status = serializers.SerializerMethodField()
     allowed_networks = serializers.ListField(
         child=NetworkField(), max_length=100, required=False, help_text="Networks that no limit applies to, such as `198.51.100.0/24`."
+    )
+    rule_parameters = serializers.JSONField(
+        required=False, help_text="`{rule: {parameter: value}}` where the poll's are not the installation's: see `GET /api/v1/rules`."
     )
     links = serializers.SerializerMethodField()
 
@@ -122,6 +126,8 @@ class PollSerializer(StrictSerializer, serializers.ModelSerializer[Poll]):
             "subnet_limit",
             "limit_mode",
             "allowed_networks",
+            "auto_quarantine",
+            "rule_parameters",
             "results_visibility",
             "opens_at",
             "closes_at",
@@ -148,6 +154,7 @@ class PollSerializer(StrictSerializer, serializers.ModelSerializer[Poll]):
             "address_limit": {"min_value": 1, "help_text": "Voters that may vote from one address; null: as many as there are."},
             "subnet_limit": {"min_value": 1, "help_text": "The same for its subnet (/24, IPv6: /64)."},
             "limit_mode": {"help_text": "What happens to votes beyond a limit."},
+            "auto_quarantine": {"help_text": "Whether votes that a rule finds suspicious are held before anybody has looked."},
             "results_visibility": {"help_text": "Who reads the results, and when. The people behind the poll always do."},
             "opens_at": {"help_text": "Default: now."},
         }
@@ -186,6 +193,10 @@ class PollSerializer(StrictSerializer, serializers.ModelSerializer[Poll]):
     def validate_allowed_networks(self, networks: list[str]) -> list[str]:
         return sorted(set(networks))
 
+    def validate_rule_parameters(self, rule_parameters: object) -> object:
+        fraud.check_parameters(rule_parameters, "/rule_parameters")
+        return rule_parameters
+
 
 class NewPollSerializer(PollSerializer):
     """A poll as it is created."""
@@ -201,6 +212,12 @@ class ReasonSerializer(StrictSerializer):
     """A move to another stage."""
 
     reason = serializers.CharField(required=False, default="", max_length=500, allow_blank=True, help_text="For the journal.")
+
+
+class WhySerializer(StrictSerializer):
+    """What a decision takes that nobody can change afterwards."""
+
+    reason = serializers.CharField(max_length=500, help_text="For the record.")
 
 
 class ClosingSerializer(ReasonSerializer):

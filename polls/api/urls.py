@@ -4,7 +4,7 @@ from django.urls import path, re_path
 from django.views.decorators.csrf import csrf_exempt
 from drf_spectacular.views import SpectacularAPIView, SpectacularRedocView, SpectacularSwaggerView
 
-from polls.api import accounts, clients, codes, errors, operators, views
+from polls.api import accounts, blocks, cases, clients, codes, errors, operators, rules, rulings, views
 from polls.api.graphql.view import GraphQLView
 
 urlpatterns = [
@@ -22,6 +22,18 @@ urlpatterns = [
     path("api/v1/polls/<uuid:poll_id>/codes", codes.CodesView.as_view()),
     path("api/v1/polls/<uuid:poll_id>/codes/revoke", codes.RevocationView.as_view()),
     path("api/v1/polls/<uuid:poll_id>/codes/<int:code_id>", codes.CodeView.as_view()),
+    path("api/v1/polls/<uuid:poll_id>/rulings", rulings.RulingsView.as_view()),
+    path("api/v1/suspicious-ips", cases.CasesView.as_view()),
+    path("api/v1/suspicious-ips/<int:case_id>", cases.CaseView.as_view()),
+    path("api/v1/suspicious-ips/<int:case_id>/quarantine", cases.QuarantineView.as_view()),
+    path("api/v1/suspicious-ips/<int:case_id>/release", cases.ReleaseView.as_view()),
+    path("api/v1/suspicious-ips/<int:case_id>/void", cases.VoidView.as_view()),
+    path("api/v1/suspicious-ips/<int:case_id>/clear", cases.ClearView.as_view()),
+    path("api/v1/suspicious-ips/<int:case_id>/block", cases.CaseBlockView.as_view()),
+    path("api/v1/blocks", blocks.BlocksView.as_view()),
+    path("api/v1/blocks/<int:block_id>", blocks.BlockView.as_view()),
+    path("api/v1/rules", rules.RulesView.as_view()),
+    path("api/v1/rules/<str:name>/try", rules.TryView.as_view()),
     path("api/v1/auth/register", accounts.RegisterView.as_view()),
     path("api/v1/auth/token", accounts.SignInView.as_view()),
     path("api/v1/auth/token/refresh", accounts.RefreshView.as_view()),

@@ -135,9 +135,9 @@ class PollView(APIView):
         tags=["polls"],
         summary="Change a poll",
         description=(
-            "Until shortly before it opens everything can change. Once it is open: title, description and `closes_at`; limits and allowed "
-            "networks, but only to let in more; options and `results_visibility` until the first vote. Once it is closed: title and "
-            "description. Options are listed in their order; one with its `id` stays the same option."
+            "Until shortly before it opens everything can change. Once it is open: title, description, `closes_at`, `auto_quarantine` and "
+            "`rule_parameters`; limits and allowed networks, but only to let in more; options and `results_visibility` until the first "
+            "vote. Once it is closed: title and description. Options are listed in their order; one with its `id` stays the same option."
         ),
         parameters=[IF_MATCH, ETAG],
         request=PollChangeSerializer,

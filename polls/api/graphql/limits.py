@@ -25,7 +25,7 @@ MAX_TOKENS = 1000
 MAX_DEPTH = 8
 MAX_ALIASES = 15
 # Fields, those on a page as often as the page is long. Chosen: the longest page, with everything that there is on each poll, is within it.
-MAX_COST = 5000
+MAX_COST = 6500
 # What a poll costs beside the fields that are asked for: it is read and made ready as a whole.
 POLL_COST = 5
 

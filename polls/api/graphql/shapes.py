@@ -13,6 +13,7 @@ from uuid import UUID
 import strawberry
 from rest_framework.request import Request
 from strawberry import ID, UNSET
+from strawberry.scalars import JSON
 
 from polls import editing, models, receipts, results
 from polls.api import views
@@ -71,6 +72,27 @@ class OptionResult:
     share: float = strawberry.field(description="From 0 to 1 of the ballots: of an approval poll they can add up to more.")
 
 
+@strawberry.type
+class OptionVotes:
+    id: ID
+    votes: int
+
+
+@strawberry.type
+class ComparedResults:
+    total_votes: int
+    options: list[OptionVotes]
+
+
+@strawberry.type(description="How the results would be with all votes that are under review, and without any.")
+class Review:
+    as_of: Moment
+    open_cases: int
+    voters: int
+    with_: ComparedResults = strawberry.field(name="with")
+    without: ComparedResults
+
+
 @strawberry.type(description="The tallies of the votes counted so far.")
 class Results:
     status: PollStatus
@@ -79,7 +101,8 @@ class Results:
     options: list[OptionResult]
     revision: int = strawberry.field(description="Grows with every change.")
     as_of: Moment
-    is_final: bool = strawberry.field(description="All votes are counted: nothing changes any more.")
+    is_final: bool = strawberry.field(description="All votes are counted; only a review still changes anything.")
+    review: Review | None = strawberry.field(description="Null when no votes are under review.")
 
 
 class Page:
@@ -119,6 +142,8 @@ class Poll:
     subnet_limit: int | None = None
     limit_mode: LimitMode | None = None
     allowed_networks: list[str] | None = None
+    auto_quarantine: bool | None = None
+    rule_parameters: JSON | None = None
     version: int | None = None
 
     @strawberry.field(description="Null, with an error, while they are hidden; a receipt of the poll shows those that are for voters.")
@@ -128,7 +153,19 @@ class Poll:
         views.check_reads_results(info.context.request, self.row, info.context.at, has_voted=has_voted)
         shown = dict(self.page.results[self.row.pk])
         del shown["poll"]
-        return Results(**{**shown, "options": [OptionResult(**option) for option in shown["options"]]})
+        return Results(
+            **{**shown, "options": [OptionResult(**option) for option in shown["options"]], "review": _show_review(shown["review"])}
+        )
+
+
+def _show_review(shown: dict[str, Any] | None) -> Review | None:
+    if shown is None:
+        return None
+    compared = {
+        name: ComparedResults(total_votes=side["total_votes"], options=[OptionVotes(**option) for option in side["options"]])
+        for name, side in (("with_", shown["with"]), ("without", shown["without"]))
+    }
+    return Review(as_of=shown["as_of"], open_cases=shown["open_cases"], voters=shown["voters"], **compared)
 
 
 def show_polls(polls: Sequence[models.Poll], asked: Asked) -> list[Poll]:
@@ -218,6 +255,8 @@ class NewPoll:
     subnet_limit: int | None = UNSET
     limit_mode: LimitMode | None = UNSET
     allowed_networks: list[str] | None = UNSET
+    auto_quarantine: bool | None = UNSET
+    rule_parameters: JSON | None = UNSET
     results_visibility: ResultsVisibility | None = UNSET
     opens_at: Moment | None = UNSET
     draft: bool | None = UNSET

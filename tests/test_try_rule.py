@@ -1,0 +1,171 @@
+"""manage.py try_rule and fraud.try_rule: what a rule would do, without doing it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from polls import fraud, review
+from polls.counting import count_votes
+from polls.models import Comparison, Decision, Hold, NetworkSecret, Poll, Ruling, SuspiciousIP
+from polls.problems import Refusal
+from tests.conftest import option, tallies
+from tests.test_fraud import AT, HOUR, act, everybody, host, interface, open_poll, votes_from
+
+
+@pytest.fixture
+def poll(make_poll: Callable[..., Poll]) -> Poll:
+    poll = open_poll(make_poll)
+    count_votes(everybody(poll, 100) + votes_from(poll, interface, 400, seconds=20 * HOUR, texts=("soup",)))
+    count_votes(votes_from(poll, "192.0.2.1", 250, seconds=4 * HOUR))
+    return poll
+
+
+def call(*arguments: Any) -> str:
+    out = io.StringIO()
+    call_command("try_rule", *map(str, arguments), stdout=out)
+    return out.getvalue()
+
+
+def test_a_trial_says_whom_and_what_would_change_and_changes_nothing(poll: Poll) -> None:
+    before = tallies(poll)
+
+    trial = fraud.try_rule("busy_ipv6_subnet", AT, poll_id=poll.pk)
+
+    (case,) = trial.cases
+    assert (case.pk, case.votes, trial.votes, trial.voters) == (None, 400, 400, 400)
+    assert trial.changes == {option(poll, "soup"): (before["soup"], before["soup"] - 400)}
+    assert (trial.reviewed.precision, trial.reviewed.recall) == (None, None)
+    assert tallies(poll) == before
+    for table in (SuspiciousIP, Hold, Comparison):
+        assert not table.objects.filter(poll=poll).exists()
+    assert not Decision.objects.filter(poll_id=poll.pk).exists()
+
+
+def test_the_command_shows_networks_by_their_keys_unless_it_is_asked_to_reveal_them(poll: Poll) -> None:
+    told = call("busy_ipv6_subnet", "--poll", poll.pk)
+    key = fraud.try_rule("busy_ipv6_subnet", AT, poll_id=poll.pk).cases[0].network_key
+
+    assert f"subnet {str(key)[:8]} " in told and "2001:db8" not in told
+    assert "1 networks, 400 votes of 400 voters" in told
+    assert f"soup: {tallies(poll)['soup']} -> {tallies(poll)['soup'] - 400}" in told
+    assert "decided on 0: 0 voided, 0 cleared.\nOf the 0 cases" in told
+    revealed = call("busy_ipv6_subnet", "--poll", poll.pk, "--reveal")
+    assert "2001:db8::/64 " in revealed and str(key)[:8] not in revealed
+
+
+def test_what_nobody_can_read_is_not_revealed(make_poll: Callable[..., Poll]) -> None:
+    poll = open_poll(make_poll)
+    count_votes(votes_from(poll, "192.0.2.1", 400))
+    Poll.objects.filter(pk=poll.pk).update(network_secret=None)
+    assert NetworkSecret.objects.exists()
+
+    told = call("busy_address", "--poll", poll.pk, "--reveal")
+
+    assert "address " in told and "192.0.2.1" not in told
+
+
+def test_parameters_are_the_polls_unless_others_are_set(poll: Poll) -> None:
+    Poll.objects.filter(pk=poll.pk).update(rule_parameters={"busy_address": {"votes": 240, "minutes": 480}})
+
+    assert "1 networks, 250 votes" in call("busy_address", "--poll", poll.pk)
+    assert "with votes=251, minutes=480" in (told := call("busy_address", "--poll", poll.pk, "--set", "votes=251"))
+    assert "0 networks, 0 votes of 0 voters" in told
+
+
+def test_only_the_most_suspicious_are_shown(make_poll: Callable[..., Poll]) -> None:
+    poll = open_poll(make_poll)
+    for n, votes in enumerate((20, 40, 30)):
+        count_votes(votes_from(poll, f"192.0.{n}.1", votes))
+
+    told = call("busy_address", "--poll", poll.pk, "--set", "votes=20", "--reveal", "--most", 2)
+
+    assert told.index("192.0.1.1/32") < told.index("192.0.2.1/32") and "192.0.0.1/32" not in told
+    assert "... and 1 more" in told and "3 networks, 90 votes" in told
+
+
+def test_without_a_poll_all_that_took_votes_are_looked_at(poll: Poll) -> None:
+    found = fraud.try_rule("busy_ipv6_subnet", AT)
+
+    assert poll.pk in {case.poll_id for case in found.cases}
+    assert found.changes[option(poll, "soup")]
+
+
+def test_precision_and_recall_are_by_what_people_decided_under_any_rule(make_poll: Callable[..., Poll]) -> None:
+    """Four networks are found. People voided one, cleared one, and an address in one; the last nobody has seen. A fifth they voided."""
+    poll = open_poll(make_poll)
+    for subnet in ("192.0.2", "198.51.100", "203.0.113", "100.64.1"):
+        count_votes(votes_from(poll, f"{subnet}.7", 60))
+    count_votes(votes_from(poll, host, 45) + votes_from(poll, "100.64.2.7", 30))
+    by_network = {}
+    for case in fraud.try_rule("busy_address", AT, poll_id=poll.pk, parameters={"votes": 30}).cases:
+        case.rule = "regular"
+        case.save()
+        by_network[case.votes, case.subnet_key] = case
+    cases = sorted(by_network.values(), key=lambda case: (case.votes, str(case.subnet_key)))
+    least, others = cases[0], cases[1:]
+    assert (least.votes, len(others)) == (30, 4)
+    review.rule_on_case(least.pk, Ruling.VOID, act())
+    review.rule_on_case(others[0].pk, Ruling.VOID, act())
+    review.rule_on_case(others[1].pk, Ruling.CLEAR, act())
+    # The subnet as a whole was voided, of which an address is found.
+    SuspiciousIP.objects.filter(pk=others[2].pk).update(kind="subnet", network_key=others[2].subnet_key)
+    review.rule_on_case(others[2].pk, Ruling.VOID, act())
+
+    reviewed = fraud.try_rule("busy_address", AT, poll_id=poll.pk, parameters={"votes": 50}).reviewed
+
+    assert reviewed == (2, 1, 3, 2)
+    assert (reviewed.precision, reviewed.recall) == (2 / 3, 2 / 3)
+    told = call("busy_address", "--poll", poll.pk, "--set", "votes=50")
+    assert "decided on 3: 2 voided, 1 cleared (precision 67%)" in told
+    assert "Of the 3 cases that people voided, under whichever rule, it finds 2 (recall 67%)" in told
+
+
+def test_the_list_has_all_rules_with_the_installations_parameters(settings: Any) -> None:
+    settings.RULES = {"regular": {"off": True}, "refused": {"votes": 777}}
+
+    told = call("--list").splitlines()
+
+    assert [line.split()[0] for line in told] == list(fraud.RULES)
+    assert next(line for line in told if line.startswith("regular ")).endswith("(off)")
+    assert "votes=777, share=0.7" in next(line for line in told if line.startswith("refused "))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "Say which rule: try_rule NAME, or try_rule --list"),
+        (["busy"], "There is no such rule; the rules are busy_address, "),
+        (["regular", "--poll", "x"], "--poll: invalid UUID value"),
+        (["regular", "--poll", uuid4()], "No poll has this id"),
+        (["regular", "--set", "votes"], "--set takes PARAMETER=NUMBER, not 'votes'"),
+        (["regular", "--set", "votes="], "--set takes PARAMETER=NUMBER"),
+        (["regular", "--set", "=7"], "--set takes PARAMETER=NUMBER"),
+        (["regular", "--set", "votes=many"], "--set takes PARAMETER=NUMBER"),
+        (["regular", "--set", "votes=nan"], "votes: It must be a number"),
+        (["regular", "--set", "votes=9"], r"votes: It must be from 10 to 1e\+09"),
+        (["regular", "--set", "minutes=9"], "minutes: The rule regular has votes, spread"),
+        (["regular", "--set", "off=1"], "off: It must be true or false"),
+        (["regular", "--most", "0"], "--most takes a number from 1"),
+    ],
+)
+def test_a_trial_that_is_not_asked_for_rightly(arguments: list[Any], said: str) -> None:
+    with pytest.raises(CommandError, match=said):
+        call(*arguments)
+
+
+def test_a_trial_of_what_is_not_there() -> None:
+    with pytest.raises(Refusal) as refused:
+        fraud.try_rule("busy", AT)
+    assert refused.value.problem.status == 404
+    with pytest.raises(Refusal) as refused:
+        fraud.try_rule("regular", AT, poll_id=uuid4())
+    assert refused.value.problem.status == 404
+    with pytest.raises(Refusal) as refused:
+        fraud.try_rule("regular", AT, parameters={"votes": 5})
+    assert refused.value.errors[0]["pointer"] == "#/parameters/votes"
