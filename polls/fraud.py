@@ -18,7 +18,7 @@ from uuid import UUID
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connection
+from django.db import OperationalError, connection
 from django.db.backends.utils import CursorWrapper
 from django.db.models import Exists, OuterRef, Q
 
@@ -46,6 +46,7 @@ _MANNERS = {
     "jit": "off",  # takes longer than it saves
     "enable_nestloop": "off",  # the planner knows too little of what is made on the way, and would try each vote with each
 }
+_QUERY_CANCELED = "57014"
 # Any number that no other lock of ours has.
 _LOCK = (4, 15_300)
 
@@ -369,16 +370,19 @@ def _apply(
     found: dict[str, list[SuspiciousIP]] = defaultdict(list)
     with _gathered([poll.pk for poll in polls], since, {"least": least, "least_in_minutes": in_minutes}, tables) as cursor:
         for rule, given, asked in questions:
-            cursor.execute(
-                rule.sql,
-                {
-                    **{name: float(value) for name, value in given.items()},
-                    "polls": array(poll.pk for poll in asked),
-                    "kind": rule.kind,
-                    "since": since or datetime.min.replace(tzinfo=UTC),
-                    "at": at,
-                },
-            )
+            known = {
+                "polls": array(poll.pk for poll in asked),
+                "kind": rule.kind,
+                "since": since or datetime.min.replace(tzinfo=UTC),
+                "at": at,
+            }
+            try:
+                cursor.execute(rule.sql, {**{name: float(value) for name, value in given.items()}, **known})
+            except OperationalError as exc:
+                if getattr(exc.__cause__, "pgcode", "") != _QUERY_CANCELED:
+                    raise
+                logger.warning("the rule %s took too long, and found nothing this time", rule.name)
+                continue
             answer = [_Found._make([*row, json.loads(evidence)]) for *row, evidence in cursor]
             found[rule.name] += _cases(rule, answer, asked, at)
     return found

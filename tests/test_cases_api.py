@@ -353,7 +353,7 @@ def in_time(seconds):
         ({"accepted_from": in_time(0), "accepted_until": in_time(1)}, {"soup": 2, "salad": 1}),
         ({"address": "192.0.2.7", "accepted_from": in_time(1)}, {"soup": 2, "salad": 2}),
         ({"subnet": "192.0.2.0/24", "accepted_until": in_time(2)}, {"soup": 1, "salad": 2}),
-        ({"address": "203.0.113.1"}, {"soup": 4, "salad": 2}),
+        ({"address": "198.18.113.1"}, {"soup": 4, "salad": 2}),
     ],
 )
 def test_votes_are_ruled_on_as_the_dry_run_said_and_put_back(operator, lunch, votes, left):
@@ -432,17 +432,17 @@ def test_an_unknown_poll_has_no_rulings(operator):
 
 
 def test_a_network_is_blocked_listed_and_let_in_again(staff, operator):
-    made = operator.post(BLOCKS, {"network": "203.0.113.9/24", "hours": 2, **WHY})
+    made = operator.post(BLOCKS, {"network": "198.18.113.9/24", "hours": 2, **WHY})
 
     assert made.status == 201, made.text
     block = made.json
-    assert (block["network"], block["actor"], block["reason"], block["case"]) == ("203.0.113.0/24", "cases-operator", WHY["reason"], None)
+    assert (block["network"], block["actor"], block["reason"], block["case"]) == ("198.18.113.0/24", "cases-operator", WHY["reason"], None)
     assert timedelta(hours=1.9) < Block.objects.get(pk=block["id"]).until - now() <= timedelta(hours=2)
     assert block in operator.get(BLOCKS).json["results"]
     shown = staff["auditor"].get(BLOCKS)
-    assert "203.0.113" not in shown.text and {**block, "network": None} in shown.json["results"]
+    assert "198.18.113" not in shown.text and {**block, "network": None} in shown.json["results"]
 
-    again = operator.post(BLOCKS, {"network": "203.0.113.0/24", "until": iso(now() + timedelta(days=1)), **WHY}).json
+    again = operator.post(BLOCKS, {"network": "198.18.113.0/24", "until": iso(now() + timedelta(days=1)), **WHY}).json
     assert again["id"] == block["id"] and again["until"] > block["until"]
     assert operator.send("DELETE", f"{BLOCKS}/{block['id']}?reason=It+was+a+school.").status == 204
     assert_refused(operator.send("DELETE", f"{BLOCKS}/{block['id']}?reason=Again"), problems.NOT_FOUND)
@@ -454,7 +454,7 @@ def test_a_network_is_blocked_listed_and_let_in_again(staff, operator):
 
 
 def test_a_block_that_has_ended_is_not_listed(operator):
-    made = operator.post(BLOCKS, {"network": "203.0.113.77", "hours": 1, **WHY}).json
+    made = operator.post(BLOCKS, {"network": "198.18.113.77", "hours": 1, **WHY}).json
     Block.objects.filter(pk=made["id"]).update(until=now())
     assert made["id"] not in {shown["id"] for shown in operator.get(BLOCKS).json["results"]}
 
@@ -465,42 +465,42 @@ def test_a_block_that_has_ended_is_not_listed(operator):
         ({"hours": 1, **WHY}, "/network"),
         ({"network": "soup", "hours": 1, **WHY}, "/network"),
         ({"network": "203.0.0.0/15", "hours": 1, **WHY}, "/network"),
-        ({"network": "203.0.113.7", "hours": 1}, "/reason"),
-        ({"network": "203.0.113.7", **WHY}, None),
-        ({"network": "203.0.113.7", "hours": 1, "until": iso(now() + timedelta(days=1)), **WHY}, None),
-        ({"network": "203.0.113.7", "hours": 0, **WHY}, "/hours"),
-        ({"network": "203.0.113.7", "hours": 8785, **WHY}, "/hours"),
-        ({"network": "203.0.113.7", "hours": 1.5, **WHY}, "/hours"),
-        ({"network": "203.0.113.7", "until": iso(now()), **WHY}, "/until"),
-        ({"network": "203.0.113.7", "until": iso(now() + timedelta(days=367)), **WHY}, "/until"),
+        ({"network": "198.18.113.7", "hours": 1}, "/reason"),
+        ({"network": "198.18.113.7", **WHY}, None),
+        ({"network": "198.18.113.7", "hours": 1, "until": iso(now() + timedelta(days=1)), **WHY}, None),
+        ({"network": "198.18.113.7", "hours": 0, **WHY}, "/hours"),
+        ({"network": "198.18.113.7", "hours": 8785, **WHY}, "/hours"),
+        ({"network": "198.18.113.7", "hours": 1.5, **WHY}, "/hours"),
+        ({"network": "198.18.113.7", "until": iso(now()), **WHY}, "/until"),
+        ({"network": "198.18.113.7", "until": iso(now() + timedelta(days=367)), **WHY}, "/until"),
     ],
 )
 def test_a_wrong_block_is_refused(operator, body, pointer):
     assert_refused(operator.post(BLOCKS, body), problems.INVALID, pointer=pointer)
-    assert not Block.objects.filter(network="203.0.113.7/32").exists()
+    assert not Block.objects.filter(network="198.18.113.7/32").exists()
 
 
 @pytest.mark.parametrize("query", ["", "?reason=", "?reason=%20", f"?reason={'x' * 501}", "?because=x"])
 def test_a_block_is_not_lifted_without_a_reason(operator, query):
-    made = operator.post(BLOCKS, {"network": "203.0.113.78", "hours": 1, **WHY}).json
+    made = operator.post(BLOCKS, {"network": "198.18.113.78", "hours": 1, **WHY}).json
     refused = operator.send("DELETE", f"{BLOCKS}/{made['id']}{query}")
     assert (refused.status, refused.json["type"]) == (400, problems.INVALID.type)
     assert Block.objects.filter(pk=made["id"]).exists()
 
 
 def test_a_cases_network_is_blocked_or_a_wider_one(operator, lunch):
-    case = make_case(lunch, "203.0.113.7")
+    case = make_case(lunch, "198.18.113.7")
 
     own = operator.post(path_of(case, "block"), {"hours": 1, **WHY})
-    wider = operator.post(path_of(case, "block"), {"hours": 1, "network": "203.0.112.0/20", **WHY})
+    wider = operator.post(path_of(case, "block"), {"hours": 1, "network": "198.18.112.0/20", **WHY})
 
     assert (own.status, wider.status) == (201, 201)
     assert [(made.json["network"], made.json["case"]) for made in (own, wider)] == [
-        ("203.0.113.7/32", str(case.pk)),
-        ("203.0.112.0/20", str(case.pk)),
+        ("198.18.113.7/32", str(case.pk)),
+        ("198.18.112.0/20", str(case.pk)),
     ]
     shown = operator.get(path_of(case)).json
-    assert [block["network"] for block in shown["blocks"]] == ["203.0.113.7/32", "203.0.112.0/20"]
+    assert [block["network"] for block in shown["blocks"]] == ["198.18.113.7/32", "198.18.112.0/20"]
     assert [decision["ruling"] for decision in shown["decisions"]] == ["block", "block"]
     assert shown["state"] == "open"
 
@@ -508,14 +508,14 @@ def test_a_cases_network_is_blocked_or_a_wider_one(operator, lunch):
 def test_a_case_that_nothing_can_read_is_blocked_by_naming_the_network(operator, lunch):
     case = make_case(lunch, network_secret=None)
     assert_refused(operator.post(path_of(case, "block"), {"hours": 1, **WHY}), problems.NOT_OFFERED)
-    assert operator.post(path_of(case, "block"), {"hours": 1, "network": "203.0.113.79", **WHY}).status == 201
+    assert operator.post(path_of(case, "block"), {"hours": 1, "network": "198.18.113.79", **WHY}).status == 201
 
 
 # --- Who may ----------------------------------------------------------------------------------------------------------
 
 
 def test_auditors_read_and_decide_nothing_and_others_see_nothing(staff, pipeline, api, lunch):
-    case, block = make_case(lunch), {"network": "203.0.113.80", "hours": 1, **WHY}
+    case, block = make_case(lunch), {"network": "198.18.113.80", "hours": 1, **WHY}
     reads = [CASES, path_of(case), BLOCKS, rulings_of(lunch), "/api/v1/rules"]
     writes = [(path_of(case, ruling), WHY) for ruling in ("quarantine", "release", "void", "clear")]
     writes += [

@@ -184,14 +184,14 @@ def test_the_page_says_beforehand_what_a_button_would_change(desk, lunch):
 
 
 def test_a_network_is_blocked_from_its_case(desk, lunch):
-    case = make_case(lunch, "203.0.113.90")
+    case = make_case(lunch, "198.18.113.90")
 
-    [told] = decide(desk, case, "block", network="203.0.113.90", hours="2")
+    [told] = decide(desk, case, "block", network="198.18.113.90", hours="2")
 
     assert told.startswith("Blocked until ")
-    block = Block.objects.get(network="203.0.113.90/32")
+    block = Block.objects.get(network="198.18.113.90/32")
     assert (block.case, block.reason) == (case, "One script.")
-    assert "203.0.113.90/32" in text_of(desk.get(page_of(case)))
+    assert "198.18.113.90/32" in text_of(desk.get(page_of(case)))
 
 
 @pytest.mark.parametrize(
@@ -204,10 +204,10 @@ def test_a_network_is_blocked_from_its_case(desk, lunch):
         {"ruling": "win", "reason": "x"},
         {"reason": "x"},
         {"ruling": "block", "reason": "x"},
-        {"ruling": "block", "reason": "x", "network": "203.0.113.91", "hours": "0"},
-        {"ruling": "block", "reason": "x", "network": "203.0.113.91", "hours": "soon"},
+        {"ruling": "block", "reason": "x", "network": "198.18.113.91", "hours": "0"},
+        {"ruling": "block", "reason": "x", "network": "198.18.113.91", "hours": "soon"},
         {"ruling": "block", "reason": "x", "network": "203.0.0.0/8", "hours": "1"},
-        {"ruling": "block", "reason": "", "network": "203.0.113.91", "hours": "1"},
+        {"ruling": "block", "reason": "", "network": "198.18.113.91", "hours": "1"},
     ],
 )
 def test_a_wrong_button_changes_nothing_and_says_so(desk, lunch, sent):
@@ -274,11 +274,11 @@ def test_not_too_many_are_ruled_on_at_once(desk, lunch, monkeypatch):
 
 def test_a_block_is_made_listed_and_lifted(desk, auditors_desk):
     assert "Block a network" in text_of(desk.get(f"{BLOCKS}add/"))
-    made = desk.post(f"{BLOCKS}add/", {"network": "203.0.113.99/24", "hours": "2", "reason": "Guesses codes."}, follow=True)
+    made = desk.post(f"{BLOCKS}add/", {"network": "198.18.113.99/24", "hours": "2", "reason": "Guesses codes."}, follow=True)
     assert made.redirect_chain == [(BLOCKS, 302)] and says(made)[0].startswith("Blocked until ")
-    assert "203.0.113.0/24" in text_of(desk.get(BLOCKS))
-    assert "203.0.113" not in text_of(auditors_desk.get(BLOCKS)) and "Guesses codes." in text_of(auditors_desk.get(BLOCKS))
-    block = Block.objects.get(network="203.0.113.0/24")
+    assert "198.18.113.0/24" in text_of(desk.get(BLOCKS))
+    assert "198.18.113" not in text_of(auditors_desk.get(BLOCKS)) and "Guesses codes." in text_of(auditors_desk.get(BLOCKS))
+    block = Block.objects.get(network="198.18.113.0/24")
     assert desk.get(f"{BLOCKS}{block.pk}/change/")["location"] == BLOCKS
 
     assert "Reason" in text_of(desk.post(BLOCKS, selection("lift", block)))
@@ -293,14 +293,14 @@ def test_a_block_is_made_listed_and_lifted(desk, auditors_desk):
         {},
         {"network": "soup", "hours": "1", "reason": "x"},
         {"network": "203.0.0.0/8", "hours": "1", "reason": "x"},
-        {"network": "203.0.113.92", "hours": "0", "reason": "x"},
-        {"network": "203.0.113.92", "hours": "8785", "reason": "x"},
-        {"network": "203.0.113.92", "hours": "1", "reason": " "},
+        {"network": "198.18.113.92", "hours": "0", "reason": "x"},
+        {"network": "198.18.113.92", "hours": "8785", "reason": "x"},
+        {"network": "198.18.113.92", "hours": "1", "reason": " "},
     ],
 )
 def test_a_wrong_block_is_told(desk, sent):
     assert "errorlist" in text_of(desk.post(f"{BLOCKS}add/", sent))
-    assert not Block.objects.filter(network__startswith="203.0.113.92").exists()
+    assert not Block.objects.filter(network__startswith="198.18.113.92").exists()
 
 
 # --- Trying a rule ----------------------------------------------------------------------------------------------------
@@ -364,9 +364,9 @@ def test_auditors_look_without_networks_and_buttons(auditors_desk, lunch):
     assert auditors_desk.post(f"{CASES}{case.pk}/decide", {"ruling": "void", "reason": "x"}).status_code == 403
     assert auditors_desk.get(f"{CASES}try").status_code == 403
     assert auditors_desk.get(f"{BLOCKS}add/").status_code == 403
-    assert auditors_desk.post(f"{BLOCKS}add/", {"network": "203.0.113.93", "hours": "1", "reason": "x"}).status_code == 403
+    assert auditors_desk.post(f"{BLOCKS}add/", {"network": "198.18.113.93", "hours": "1", "reason": "x"}).status_code == 403
     auditors_desk.post(CASES, selection("void", case, reason="x"))
-    block = blocks.block("203.0.113.94", now() + timedelta(hours=1), Act("otto", now(), "x"))
+    block = blocks.block("198.18.113.94", now() + timedelta(hours=1), Act("otto", now(), "x"))
     auditors_desk.post(BLOCKS, selection("lift", block, reason="x"))
     assert Block.objects.filter(pk=block.pk).exists()
     assert tallies(lunch) == BEFORE

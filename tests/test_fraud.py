@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
@@ -643,6 +644,17 @@ def test_a_run_beside_another_returns_at_once_and_leaves_everything_to_it(poll: 
     assert cases_of(poll) == []
     find()
     assert len(cases_of(poll)) == 1
+
+
+def test_a_rule_that_takes_too_long_keeps_no_other_from_its_work(poll: Poll, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    count_votes(votes_from(poll, "192.0.2.7", 500, seconds=10 * MINUTE))
+    monkeypatch.setitem(fraud.RULES, "burst", dataclasses.replace(fraud.RULES["burst"], sql="SELECT pg_sleep(10)"))
+    monkeypatch.setitem(fraud._MANNERS, "statement_timeout", "1s")
+
+    find()
+
+    assert "busy_address" in dict(summary(poll))
+    assert "the rule burst took too long" in caplog.text
 
 
 def test_a_run_leaves_its_connection_as_it_was(poll: Poll) -> None:

@@ -138,11 +138,11 @@ class Scene:
     @cached_property
     def case(self):
         """A case about an address in the poll."""
-        return make_case(self.poll, "203.0.113.8")
+        return make_case(self.poll, "198.18.113.8")
 
     @cached_property
     def block(self):
-        return blocks.block("203.0.113.9", now() + timedelta(hours=1), Act("otto", now(), "Guesses codes."))
+        return blocks.block("198.18.113.9", now() + timedelta(hours=1), Act("otto", now(), "Guesses codes."))
 
     def rows(self):
         """All that a refused request must leave as it was."""
@@ -239,7 +239,7 @@ REQUESTS = {
     "rulings_list": lambda scene: ("GET", f"/polls/{scene.poll.pk}/rulings"),
     "rulings_create": lambda scene: ("POST", f"/polls/{scene.poll.pk}/rulings", {"ruling": "void", "address": "192.0.2.7", **WHY}),
     "blocks_list": lambda scene: ("GET", "/blocks"),
-    "blocks_create": lambda scene: ("POST", "/blocks", {"network": "203.0.113.7", "hours": 1, **WHY}),
+    "blocks_create": lambda scene: ("POST", "/blocks", {"network": "198.18.113.7", "hours": 1, **WHY}),
     "blocks_lift": lambda scene: ("DELETE", f"/blocks/{scene.block.pk}?reason=Over"),
     "rules_list": lambda scene: ("GET", "/rules"),
     "rules_try": lambda scene: ("POST", "/rules/burst/try", {"poll": str(scene.poll.pk)}),
