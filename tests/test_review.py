@@ -286,7 +286,7 @@ def _fate(vote, rulings):
 @given(steps=STEPS)
 @example(steps=[("vote", 0, "soup", 3, 2, 0), ("rule", Ruling.VOID, "home", None), ("vote", 0, "soup", 1, 0, 0)])
 @example(steps=[("vote", 0, "soup", 3, 0, 0), ("rule", Ruling.VOID, "home", None), ("vote", 0, "soup", 1, 2, 0)])
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_stands_is_a_function_of_votes_and_rulings_whatever_came_first(make_poll, last_stands, steps):
     poll = make_poll(allow_change=last_stands, allow_withdrawal=True)
     cases = [make_case(poll, HOME, rule=f"rule {n}") for n in range(2)]
