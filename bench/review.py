@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
+from itertools import pairwise
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Event
@@ -182,29 +183,35 @@ def without_indexes(cursor: CursorWrapper) -> Iterator[None]:
 
 @dataclass
 class Counted:
-    """When a bundle was done, for each; known once the process has ended."""
+    """When each bundle was begun and done; known once the process has ended."""
 
-    moments: list[float] = field(default_factory=list)
+    bundles: list[Window] = field(default_factory=list)
 
     def per_second(self, windows: Sequence[Window]) -> float:
         """Votes a second through these windows."""
-        bundles = sum(begin <= moment < end for moment in self.moments for begin, end in windows)
-        return bundles * BUNDLE / sum(end - begin for begin, end in windows)
+        return len(self.within(windows)) * BUNDLE / sum(end - begin for begin, end in windows)
 
     def longest_pause(self, windows: Sequence[Window]) -> float:
         """The longest time, in seconds, from a bundle's end to the next one's that has a part in one of the windows."""
-        pauses = zip(self.moments, self.moments[1:], strict=False)
+        pauses = pairwise(done for _, done in self.bundles)
         return max(after - before for before, after in pauses if any(before < end and after > begin for begin, end in windows))
+
+    def seconds(self, windows: Sequence[Window]) -> float:
+        """What a bundle took in the middle of all."""
+        return statistics.median(done - begun for begun, done in self.within(windows))
+
+    def within(self, windows: Sequence[Window]) -> list[Window]:
+        return [bundle for bundle in self.bundles if any(begin <= bundle[1] < end for begin, end in windows)]
 
 
 @contextmanager
-def counting_beside(poll: Poll) -> Iterator[Counted]:
-    """Another process that counts votes for the poll, bundle after bundle."""
+def counting_beside(poll: Poll, rate: int) -> Iterator[Counted]:
+    """Another process that counts so many votes a second for the poll; 0: bundle after bundle."""
     context = get_context("fork")
     stop, (receiver, sender) = context.Event(), context.Pipe(duplex=False)
     options = list(poll.options.values_list("pk", flat=True))
     connections.close_all()  # the processes must not share one
-    process = context.Process(target=_count, args=(poll.pk, options, stop, sender))
+    process = context.Process(target=_count, args=(poll.pk, options, rate, stop, sender))
     process.start()
     counted = Counted()
     try:
@@ -212,12 +219,12 @@ def counting_beside(poll: Poll) -> Iterator[Counted]:
         yield counted
     finally:
         stop.set()
-        counted.moments += receiver.recv()
+        counted.bundles += receiver.recv()
         process.join()
 
 
-def _count(poll_id: UUID, options: Sequence[int], stop: Event, sender: Connection) -> None:
-    chance, moments = random.Random(1), []
+def _count(poll_id: UUID, options: Sequence[int], rate: int, stop: Event, sender: Connection) -> None:
+    chance, bundles, next_at = random.Random(1), [], time.monotonic()
     networks = [(uuid4(), uuid4()) for _ in range(10_000)]
     with connection.cursor() as cursor:
         cursor.execute("SELECT md5('bots /24')::uuid")
@@ -229,9 +236,13 @@ def _count(poll_id: UUID, options: Sequence[int], stop: Event, sender: Connectio
             vote = AcceptedVote(uuid4(), poll_id, uuid4(), (chance.choice(options),), microseconds_now(),
                                 address_key=address_key, subnet_key=subnet_key, signature_key=1000 + chance.randrange(300))  # fmt: skip
             votes.append(vote)
+        if rate:
+            next_at = max(next_at + BUNDLE / rate, time.monotonic() - 1)
+            time.sleep(max(0, next_at - time.monotonic()))
+        begun = time.monotonic()
         patience.until_committed(partial(counting.count_votes, votes))  # as workers do
-        moments.append(time.monotonic())
-    sender.send(moments)
+        bundles.append((begun, time.monotonic()))
+    sender.send(bundles)
 
 
 # --- Measuring --------------------------------------------------------------------------------------------------------
@@ -256,6 +267,7 @@ class Report:
 
     def add_counting(self, name: str, counted: Counted, windows: Sequence[Window]) -> None:
         self.add(f"counted {name} (votes/s)", counted.per_second(windows))
+        self.add(f"a bundle of {BUNDLE} {name} (s)", counted.seconds(windows))
         self.add(f"longest pause of counting {name} (s)", counted.longest_pause(windows))
 
     def print(self) -> None:
@@ -264,7 +276,7 @@ class Report:
             print(f"  {name:<58}{statistics.median(values):>12,.2f}{spread}")
 
 
-def measure_rulings(report: Report, poll: Poll, selectors: list[Selector], repeats: int) -> None:
+def measure_rulings(report: Report, poll: Poll, selectors: list[Selector], repeats: int, rate: int) -> None:
     """Quarantine, release, void and release the votes, so many times each, alone and while others of the poll are counted."""
 
     def rule(ruling: Ruling) -> None:
@@ -274,7 +286,7 @@ def measure_rulings(report: Report, poll: Poll, selectors: list[Selector], repea
     for ruling in CYCLE * repeats:
         report.timed(f"{ruling}, alone (s)", partial(rule, ruling))
     during, between = [], []
-    with counting_beside(poll) as counted:
+    with counting_beside(poll, rate) as counted:
         for ruling in CYCLE * repeats:
             during.append(report.timed(f"{ruling}, while counting (s)", partial(rule, ruling)))
             between.append(report.timed("rest", partial(time.sleep, REST_SECONDS)))
@@ -282,7 +294,7 @@ def measure_rulings(report: Report, poll: Poll, selectors: list[Selector], repea
     report.add_counting("during rulings", counted, during)
 
 
-def measure_jobs(report: Report, poll: Poll, repeats: int) -> None:
+def measure_jobs(report: Report, poll: Poll, repeats: int, rate: int) -> None:
     """Run the jobs that look for suspicious networks, alone and while votes are counted."""
 
     def find(*, fast: bool) -> None:
@@ -291,7 +303,7 @@ def measure_jobs(report: Report, poll: Poll, repeats: int) -> None:
     for name, fast in JOBS * repeats:
         report.timed(f"rules {name}, alone (s)", partial(find, fast=fast))
     windows: dict[str, list[Window]] = {name: [] for name, _ in (("without rules", False), *JOBS)}
-    with counting_beside(poll) as counted:
+    with counting_beside(poll, rate) as counted:
         for name, fast in JOBS * repeats:
             windows[name].append(report.timed(f"rules {name}, while counting (s)", partial(find, fast=fast)))
             windows["without rules"].append(report.timed("rest", partial(time.sleep, 2 * REST_SECONDS)))
@@ -303,18 +315,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.review", description=__doc__)
     parser.add_argument("--votes", type=int, default=10_000_000)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rate", type=int, default=2000, help="votes counted a second meanwhile (0: as many as can be)")
     arguments = parser.parse_args()
     logging.disable(logging.INFO)  # a line for each vote that is held: a worker's are written elsewhere
     report = Report()
     with scratch_database():
         poll, selectors = fill(arguments.votes)
-        measure_rulings(report, poll, selectors, arguments.repeats)
-        measure_jobs(report, poll, arguments.repeats)
+        measure_rulings(report, poll, selectors, arguments.repeats, arguments.rate)
+        measure_jobs(report, poll, arguments.repeats, arguments.rate)
     report.rows.pop("rest")
     report.print()
     target = ROOT / ".local" / "bench" / "review.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps({"votes": arguments.votes, "rows": report.rows}, indent=1) + "\n")
+    target.write_text(json.dumps({"votes": arguments.votes, "rate": arguments.rate, "rows": report.rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
