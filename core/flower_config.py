@@ -14,6 +14,9 @@ if not (options.basic_auth or options.auth):
 # A task revoked or terminated here would be votes lost after their 202.
 read_only = True
 
+# It asks one node only.
+broker_api = settings.BROKER_API_URL.split(";")[0]
+
 # How many tasks it remembers. Chosen: an hour or two of a quiet day, a minute of full load; about 60 MB.
 max_tasks = 10_000
 

@@ -156,9 +156,9 @@ RESULTS_CACHE_SECONDS = number("RESULTS_CACHE_SECONDS", default=0.25, minimum=0,
 # and CELERY_TASK_TIME_LIMIT ends the task after 15.
 DATABASE_PATIENCE_SECONDS = number("DATABASE_PATIENCE_SECONDS", default=600, minimum=1, maximum=840)
 
-# How long after its end a poll may become final (seconds), once queues and outbox are empty. More than CONFIRM_SECONDS + OUTBOX_SECONDS:
-# by then every vote that was accepted is in one of them, or counted.
-FINAL_AFTER_SECONDS = number("FINAL_AFTER_SECONDS", default=60, minimum=4, maximum=86_400)
+# How long after its end a poll may become final (seconds), when figures of the broker's that are younger say that no vote is on its way;
+# they are up to 15 s old. More than CONFIRM_SECONDS + OUTBOX_SECONDS: by then every accepted vote is in queue or outbox, or counted.
+FINAL_AFTER_SECONDS = number("FINAL_AFTER_SECONDS", default=45, minimum=4, maximum=86_400)
 
 # Outcomes of votes that do not stand are deleted this long after their poll closed.
 OUTCOMES_KEEP_DAYS = number("OUTCOMES_KEEP_DAYS", default=90, minimum=1, maximum=36_500)
@@ -243,6 +243,15 @@ except ValueError:  # its text may hold the password
         "CELERY_BROKER_URL must read amqp://user:password@host:port/vhost (or amqps://): only RabbitMQ keeps the promise of the 202."
     ) from None
 
+# RabbitMQ's management, which knows what workers hold. While it does not answer, no poll becomes final, and Flower shows no queues.
+BROKER_API_URL = env.str("BROKER_API_URL", default="http://guest:guest@127.0.0.1:15672/api/")
+try:
+    for _url in map(urlsplit, BROKER_API_URL.split(";")):  # several are tried in turn
+        if _url.scheme not in ("http", "https") or not _url.hostname or _url.port == 0:
+            raise ValueError
+except ValueError:  # its text may hold the password
+    raise ImproperlyConfigured("BROKER_API_URL must read http://user:password@host:15672/api/ (or https://).") from None
+
 # A worker acknowledges after the commit; what fails goes to votes.dead; what was interrupted is delivered again.
 CELERY_TASK_ACKS_LATE = True
 CELERY_TASK_REJECT_ON_WORKER_LOST = True
@@ -279,6 +288,8 @@ CELERY_BEAT_MAX_LOOP_INTERVAL = 1
 CELERY_BEAT_SCHEDULE = {
     "open and close polls": {"task": "polls.open_and_close", "schedule": timedelta(seconds=2), "options": {"expires": 10}},
     "finalise polls": {"task": "polls.finalise", "schedule": timedelta(seconds=5), "options": {"expires": 10}},
+    "look after what changed in tallies": {"task": "integrity.check_soon", "schedule": timedelta(seconds=30), "options": {"expires": 20}},
+    "count all votes anew": {"task": "integrity.check", "schedule": timedelta(hours=1), "options": {"expires": 3000}},
     "drain the outbox": {"task": "outbox.drain", "schedule": timedelta(seconds=2), "options": {"expires": 10}},
     "purge expired tokens": {"task": "tokens.purge", "schedule": timedelta(days=1), "options": {"expires": 80_000}},
     "renew network secrets": {"task": "networks.renew", "schedule": timedelta(hours=1), "options": {"expires": 3000}},

@@ -2,13 +2,17 @@
 
 import json
 import logging
+from collections.abc import Collection
 from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
 
 from django.conf import settings
 from django.db import connection
 
 from polls.journal import CLOCK
-from polls.models import PollStatus
+from polls.literals import array
+from polls.models import Poll, PollStatus
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +33,7 @@ _CLOSING = _BY_THE_CLOCK.format(moment="closed_at", due="closed_at IS NULL AND c
 # The lock against counting: a poll whose votes are being counted this moment is passed over.
 _FINALISING = _BY_THE_CLOCK.format(
     moment="finalised_at",
-    due="finalised_at IS NULL AND closed_at IS NOT NULL AND closes_at <= %(closed_before)s AND NOT EXISTS (SELECT FROM outbox)",
+    due="finalised_at IS NULL AND closed_at IS NOT NULL AND closes_at <= %(ended_by)s AND id = ANY(%(polls)s::uuid[])",
     lock="FOR UPDATE",
 )
 
@@ -44,23 +48,38 @@ def close_expired_polls(at: datetime) -> int:
     return _by_the_clock(_CLOSING, "closed", PollStatus.OPEN, PollStatus.CLOSING, at)
 
 
-def finalise_polls(at: datetime) -> int:
-    """Mark the polls all of whose votes are counted as final; return how many. Only for who has just found the broker's queues empty.
-
-    Those whose end is FINAL_AFTER_SECONDS ago, while no bundle waits in the outbox.
-    """
-    return _by_the_clock(_FINALISING, "finalised", PollStatus.CLOSING, PollStatus.FINAL, at)
+def due_to_be_final(at: datetime) -> list[UUID]:
+    """Return the polls whose end is FINAL_AFTER_SECONDS ago, and which nobody has called final."""
+    due = Poll.objects.filter(finalised_at=None, archived_at=None, published_at__isnull=False, closed_at__isnull=False)
+    return list(due.filter(closes_at__lte=ended_by(at)).values_list("id", flat=True))
 
 
-def _by_the_clock(statement: str, action: str, before: PollStatus, after: PollStatus, at: datetime) -> int:
-    closed_before = at - timedelta(seconds=settings.FINAL_AFTER_SECONDS)
+def finalise_polls(at: datetime, polls: Collection[UUID]) -> int:
+    """Mark those of these polls that are due as final; return how many. For who knows that all their votes are counted (finality.py)."""
+    return _by_the_clock(_FINALISING, "finalised", PollStatus.CLOSING, PollStatus.FINAL, at, polls)
+
+
+def _by_the_clock(statement: str, action: str, before: PollStatus, after: PollStatus, at: datetime, polls: Collection[UUID] = ()) -> int:
     changes = json.dumps({"status": [before, after]})
+    values: dict[str, Any] = {
+        "at": at,
+        "ended_by": ended_by(at),
+        "polls": array(polls),
+        "actor": CLOCK,
+        "action": action,
+        "changes": changes,
+    }
     with connection.cursor() as cursor:
-        cursor.execute(statement, {"at": at, "closed_before": closed_before, "actor": CLOCK, "action": action, "changes": changes})
+        cursor.execute(statement, values)
         done: int = cursor.rowcount
     if done:
         logger.info("%d polls %s", done, action)
     return done
+
+
+def ended_by(at: datetime) -> datetime:
+    """Return when a poll must have ended to be due."""
+    return at - timedelta(seconds=settings.FINAL_AFTER_SECONDS)
 
 
 def purge_outcomes(at: datetime) -> int:

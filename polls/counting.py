@@ -16,6 +16,7 @@ from polls import ballots, bundles
 from polls.ballots import Fate, Selection
 from polls.bundles import AcceptedVote
 from polls.holds import NO_HOLDS, VOIDED, Holds, Origin, holds_of
+from polls.journal import CLOCK
 from polls.literals import array
 from polls.models import LimitMode, Outcome, Reason
 from polls.moments import from_microseconds, to_microseconds
@@ -70,6 +71,8 @@ def count_votes(votes: Iterable[AcceptedVote]) -> Counter[str]:
     """
     with transaction.atomic(), connection.cursor() as cursor:
         count = _Count(cursor).run(votes)
+    for poll_id, late in count.late.items():
+        logger.error("%d votes came after poll %s was final; they are counted", late, poll_id)
     for vote, (outcome, reason) in count.set_aside:
         logger.info("vote %s: %s, %s; request %s", vote.vote_id, outcome, reason, vote.request_id or vote.vote_id)
     if logger.isEnabledFor(logging.DEBUG):
@@ -153,6 +156,7 @@ class _Rules:
     subnet_limit: int | None
     beyond_limits: Outcome
     holds: Holds
+    is_final: bool
     # {selection: whether it can be counted}; a poll has few, and a bundle many votes.
     seen: dict[Selection, bool] = field(default_factory=dict)
 
@@ -262,6 +266,8 @@ class _Count:
     settled: list[_Decided] = field(default_factory=list)
     # How many votes more (or fewer) a tally has.
     changes: Counter[tuple[UUID, Selection]] = field(default_factory=Counter)
+    # How many votes came to polls that were final.
+    late: Counter[UUID] = field(default_factory=Counter)
 
     def run(self, votes: Iterable[AcceptedVote]) -> Self:
         votes = list(votes)
@@ -280,6 +286,7 @@ class _Count:
         self._place(by_voter)
         self.write_outcomes()
         self._write_refused()
+        self._report_late()
         self.change_tallies()
         return self
 
@@ -290,7 +297,7 @@ class _Count:
             """
             SELECT pg_advisory_xact_lock_shared(key) FROM unnest(%s::bigint[]) AS key;
             SELECT id, allow_change, method, ARRAY(SELECT o.id FROM options o WHERE o.poll_id = p.id),
-                   address_limit, subnet_limit, limit_mode, holds_version
+                   address_limit, subnet_limit, limit_mode, holds_version, finalised_at IS NOT NULL
             FROM polls p WHERE id = ANY(%s::uuid[]) ORDER BY id FOR KEY SHARE
             """,
             [array(sorted(map(_lock_key, poll_ids))), array(poll_ids)],
@@ -300,8 +307,9 @@ class _Count:
                 last_stands, method, frozenset(options), address_limit, subnet_limit,
                 Outcome.QUARANTINED if mode == LimitMode.SOFT else Outcome.REJECTED,
                 holds_of(poll_id, holds_version),
+                is_final,
             )
-            for poll_id, last_stands, method, options, address_limit, subnet_limit, mode, holds_version in self.cursor.fetchall()
+            for poll_id, last_stands, method, options, address_limit, subnet_limit, mode, holds_version, is_final in self.cursor.fetchall()
         }  # fmt: skip
 
     # --- Limits per address and per subnet ----------------------------------------------------------------------------
@@ -624,6 +632,23 @@ class _Count:
             else:
                 self.repeats += 1
 
+    # --- Late votes ---------------------------------------------------------------------------------------------------
+
+    def _report_late(self) -> None:
+        """Write into the journal how many votes have only now come to a poll that was called final. They count all the same."""
+        if not any(rules.is_final for rules in self.polls.values()):
+            return
+        brought = [*self.counted, *(vote for vote, _ in self.set_aside)]
+        self.late = Counter(vote.poll_id for vote in brought if vote.poll_id in self.polls and self.polls[vote.poll_id].is_final)
+        for poll_id, votes in sorted(self.late.items()):
+            self.cursor.execute(
+                "INSERT INTO journal (poll_id, at, actor, action, reason, changes)"
+                " VALUES (%s, clock_timestamp(), %s, 'late', '', jsonb_build_object('late_votes', jsonb_build_array(0, %s::int)))",
+                [poll_id, CLOCK, votes],
+            )
+
+    # --- Tallies ------------------------------------------------------------------------------------------------------
+
     def change_tallies(self) -> None:
         """Add the changes to the results table. Last in the transaction: everybody waits for these few rows."""
         changes = sorted((poll_id, selection, votes) for (poll_id, selection), votes in self.changes.items() if votes)
@@ -631,12 +656,13 @@ class _Count:
             return
         self.cursor.execute(
             """
-            INSERT INTO tallies (poll_id, selection, votes, revision)
-            SELECT poll_id, selection::bigint[], votes, 1
+            INSERT INTO tallies (poll_id, selection, votes, counted, revision)
+            SELECT poll_id, selection::bigint[], votes, votes, 1
             FROM unnest(%s::uuid[], %s::text[], %s::bigint[]) AS c (poll_id, selection, votes)
             ORDER BY poll_id, selection::bigint[]
             ON CONFLICT (poll_id, selection)
-            DO UPDATE SET votes = tallies.votes + excluded.votes, revision = tallies.revision + 1
+            DO UPDATE SET votes = tallies.votes + excluded.votes, counted = tallies.counted + excluded.counted,
+                          revision = tallies.revision + 1
             """,
             [
                 array(poll_id for poll_id, _, _ in changes),

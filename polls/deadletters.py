@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import base64
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from uuid import UUID
 
 import msgspec
 from amqp.basic_message import Message
@@ -15,17 +18,44 @@ from django.conf import settings
 from kombu import Connection, Producer
 from kombu.exceptions import KombuError
 
-from polls import bundles
+from polls import bundles, receipts
+from polls.bundles import AcceptedVote
+from polls.models import Poll
+from polls.moments import from_microseconds
+from polls.receipts import Receipt
 
 # Seconds; for opening the connection, for each of the broker's answers and for each confirm.
 PATIENCE_SECONDS = 5
+# Dead letters that are read for whose votes they hold. Chosen: a second's work, every few seconds while a poll waits for them.
+MOST_READ = 1000
+# Dead letters among which one is looked for. Chosen: a few seconds' work.
+MOST_LOOKED_THROUGH = 10_000
+# What can't be read in a dead letter is told of so many items.
+MOST_FAULTS = 20
 # Headers by which RabbitMQ follows a dead letter; with them a replayed message could look like one in a circle, and be dropped.
 _DEATH_HEADERS = {"x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason", "x-delivery-count"}
 
 
 @dataclass(frozen=True)
+class PollInside:
+    """A poll of which a dead letter holds votes; without a title when the poll was deleted."""
+
+    id: UUID
+    title: str | None
+    votes: int
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What can't be read in a dead letter, and why: types and places, never what is written there."""
+
+    item: int | None  # from 0; None: the whole message
+    why: str
+
+
+@dataclass(frozen=True)
 class DeadLetter:
-    """A dead letter as an operator may see it: no voter, no choice."""
+    """A dead letter as an operator may see it: no voter, no choice, no address."""
 
     message_id: str
     # Why RabbitMQ moved it: "rejected" (the worker could not count all of it) or "delivery_limit" (its worker died too often).
@@ -35,6 +65,10 @@ class DeadLetter:
     # Votes that can be read in it, and items that can't; None when the message is no bundle at all.
     votes: int | None
     unreadable: int | None
+    # Of the votes that can be read, those without an outcome: a replay is for them.
+    pending: int
+    polls: list[PollInside]  # those with the most votes first
+    faults: list[Fault]  # the first MOST_FAULTS
 
 
 @dataclass(frozen=True)
@@ -66,7 +100,20 @@ def peek(most: int = 100) -> list[DeadLetter]:
     """Return the oldest dead letters; they stay where they are."""
     with _connection() as connection:
         # Closing the channel gives back what was taken without an answer.
-        return [_describe(message) for message in _take(connection, most)]
+        letters = [(message, *_read(message)) for message in _take(connection, most)]
+    polls = {vote.poll_id for _, votes, _ in letters for vote in votes}
+    titles = dict(Poll.objects.filter(pk__in=polls).values_list("pk", "title"))
+    return [_describe(message, votes, unreadable, titles) for message, votes, unreadable in letters]
+
+
+def polls_inside() -> set[UUID] | None:
+    """Return the polls whose votes are among the dead letters; None when one can't be read as a whole, or there are more than MOST_READ."""
+    with _connection() as connection:
+        letters = _depth(connection)
+        read = [_read(message) for message in _take(connection, min(letters, MOST_READ))] if letters else []
+    if letters != len(read) or any(unreadable != 0 for _, unreadable in read):
+        return None
+    return {vote.poll_id for votes, _ in read for vote in votes}
 
 
 def replay(most: int | None = None) -> int:
@@ -76,26 +123,42 @@ def replay(most: int | None = None) -> int:
     changes nothing. What still can't be counted comes back.
     """
     with _connection() as connection:
-        producer = Producer(connection)
         replayed = 0
         for message in _take(connection, most if most is not None else _depth(connection)):
-            known = message.properties
-            headers = {name: value for name, value in (message.headers or {}).items() if name not in _DEATH_HEADERS}
-            producer.publish(
-                message.body,
-                routing_key=settings.VOTES_QUEUE,
-                content_type=known.get("content_type", "application/octet-stream"),
-                content_encoding=known.get("content_encoding", "binary"),
-                headers=headers,
-                delivery_mode=2,
-                mandatory=True,
-                confirm_timeout=PATIENCE_SECONDS,
-                timeout=PATIENCE_SECONDS,
-                **{name: value for name, value in known.items() if name in ("correlation_id", "message_id")},
-            )
-            connection.default_channel.basic_ack(message.delivery_tag)
+            _send_back(connection, message)
             replayed += 1
         return replayed
+
+
+def replay_one(message_id: str) -> int:
+    """Send the dead letter with this id back to the queue of votes, as `replay` does; return how many there were.
+
+    None, when it is not among the oldest MOST_LOOKED_THROUGH, or was sent back before. Two, after a replay that broke off.
+    """
+    with _connection() as connection:
+        oldest = _take(connection, min(_depth(connection), MOST_LOOKED_THROUGH))
+        found = [message for message in oldest if message.properties.get("message_id") == message_id]
+        for message in found:
+            _send_back(connection, message)
+        return len(found)
+
+
+def _send_back(connection: Connection, message: Message) -> None:
+    """Put a copy into the queue of votes, and take the letter away once the broker confirmed the copy."""
+    known = message.properties
+    Producer(connection).publish(
+        message.body,
+        routing_key=settings.VOTES_QUEUE,
+        content_type=known.get("content_type", "application/octet-stream"),
+        content_encoding=known.get("content_encoding", "binary"),
+        headers={name: value for name, value in (message.headers or {}).items() if name not in _DEATH_HEADERS},
+        delivery_mode=2,
+        mandatory=True,
+        confirm_timeout=PATIENCE_SECONDS,
+        timeout=PATIENCE_SECONDS,
+        **{name: value for name, value in known.items() if name in ("correlation_id", "message_id")},
+    )
+    connection.default_channel.basic_ack(message.delivery_tag)
 
 
 @contextmanager
@@ -140,21 +203,51 @@ def _take(connection: Connection, most: int) -> Iterator[Message]:
         yield message
 
 
-def _describe(message: Message) -> DeadLetter:
+def _describe(message: Message, votes: list[AcceptedVote], unreadable: int | None, titles: Mapping[UUID, str]) -> DeadLetter:
     death = ((message.headers or {}).get("x-death") or [{}])[0]
-    votes: int | None
-    unreadable: int | None
-    try:
-        arguments = msgspec.json.decode(message.body)[0]
-        readable, unreadable = bundles.read(arguments[0])
-        votes = len(readable)
-    except (msgspec.DecodeError, LookupError, TypeError, UnicodeDecodeError):
-        votes = unreadable = None
+    asked = {Receipt(vote.poll_id, vote.voter_key, vote.vote_id, from_microseconds(vote.accepted_at)) for vote in votes}
+    inside = Counter(vote.poll_id for vote in votes)
     return DeadLetter(
         message_id=str(message.properties.get("message_id", "")),
         reason=str(death.get("reason", "")),
         died_at=death.get("time"),
         size=len(message.body),
-        votes=votes,
+        votes=None if unreadable is None else len(votes),
         unreadable=unreadable,
+        pending=sum(found.status == "pending" for found in receipts.find_statuses(list(asked)).values()),
+        polls=[PollInside(poll_id, titles.get(poll_id), number) for poll_id, number in inside.most_common()],
+        faults=_faults_of(message)[:MOST_FAULTS],
     )
+
+
+def _faults_of(message: Message) -> list[Fault]:
+    """Return why the message, or items of it, can't be counted, as far as that can be read off it."""
+    faults = []
+    if (message.headers or {}).get("task") != "votes.count":
+        faults.append(Fault(None, "Its header `task` is not votes.count."))
+    if message.properties.get("content_type") != "application/json":
+        faults.append(Fault(None, "Its content type is not application/json."))
+    try:
+        bundle = msgspec.json.decode(message.body)[0][0]
+    except (msgspec.DecodeError, LookupError, TypeError, UnicodeDecodeError):
+        return [*faults, Fault(None, "It is no JSON of a task with a bundle.")]
+    try:
+        items = bundle if isinstance(bundle, list) else msgspec.msgpack.decode(base64.b64decode(bundle, validate=True))
+    except (msgspec.DecodeError, TypeError, ValueError):
+        return [*faults, Fault(None, "Its bundle is no base64 of MessagePack.")]
+    if not isinstance(items, list):
+        return [*faults, Fault(None, "Its bundle is no list.")]
+    for number, item in enumerate(items):
+        try:
+            msgspec.convert(item, AcceptedVote)
+        except msgspec.ValidationError as exc:
+            faults.append(Fault(number, f"{exc}."))
+    return faults
+
+
+def _read(message: Message) -> tuple[list[AcceptedVote], int | None]:
+    """Return the votes in a message, and how many of its items are none; None when it is no bundle at all."""
+    try:
+        return bundles.read(msgspec.json.decode(message.body)[0][0])
+    except (msgspec.DecodeError, LookupError, TypeError, UnicodeDecodeError):
+        return [], None

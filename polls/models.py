@@ -352,6 +352,8 @@ class Tally(models.Model):
     poll = models.ForeignKey(Poll, on_delete=models.CASCADE, related_name="tallies")
     selection = ArrayField(models.BigIntegerField())
     votes = models.BigIntegerField()
+    # The same by counting alone: where it differs, somebody else has changed `votes` (integrity.py).
+    counted = models.BigIntegerField(db_default=0)
     # How often this row changed; the sum over a poll is the revision of its results.
     revision = models.BigIntegerField()
 

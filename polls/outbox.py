@@ -1,10 +1,14 @@
 """The outbox: where bundles wait that the broker could not take."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
+from uuid import UUID
 
 from django.db import transaction
 
 from polls import bundles, counting, patience
+from polls.bundles import AcceptedVote
 from polls.models import OutboxBundle
 
 logger = logging.getLogger(__name__)
@@ -16,6 +20,21 @@ AT_ONCE = 50
 def keep(bundle: bytes) -> None:
     """Commit a bundle (`bundles.write`). Raises django.db.OperationalError when PostgreSQL is away: then nothing is kept."""
     patience.once_more(lambda: OutboxBundle.objects.create(body=bundle))
+
+
+def votes_waiting() -> Iterator[AcceptedVote]:
+    """Yield the votes that wait, without those of bundles that can't be read."""
+    for bundle in OutboxBundle.objects.iterator():
+        with contextlib.suppress(ValueError):
+            yield from bundles.decode(bundle.body)
+
+
+def polls_waiting() -> set[UUID] | None:
+    """Return the polls of which a vote waits; None when a bundle can't be read."""
+    try:
+        return {vote.poll_id for bundle in OutboxBundle.objects.iterator() for vote in bundles.decode(bundle.body)}
+    except ValueError:
+        return None
 
 
 def drain() -> int:

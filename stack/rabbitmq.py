@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,7 +33,7 @@ INSTALL = (
 )
 
 
-def resolve(folder: Folder, given_url: str | None, say: Callable[[str], None]) -> Server:
+def resolve(folder: Folder, given_url: str | None, say: Callable[[str], None], nodes: int = 1) -> Server:
     if given_url:
         if not answers(given_url, seconds=5):
             message = f"CELERY_BROKER_URL is set, but no RabbitMQ at {urlsplit(given_url).hostname} lets us in with it."
@@ -56,31 +57,58 @@ def resolve(folder: Folder, given_url: str | None, say: Callable[[str], None]) -
     epmd = shutil.which("epmd", path=erlang)
     if epmd is None:
         raise StackError(f"{script} was found, but not Erlang's epmd. {INSTALL}")
-    return private_node(folder, script, epmd, env | {"PATH": erlang}, found)
+    return private_nodes(folder, script, epmd, env | {"PATH": erlang}, found, nodes)
 
 
-def private_node(folder: Folder, script: Path, epmd: str, env: dict[str, str], found: str) -> Server:
-    home = folder / "rabbitmq"
-    home.mkdir(mode=0o700, exist_ok=True)
-    port, epmd_port, management_port = (folder.port(name) for name in ("rabbitmq", "epmd", "rabbitmq_management"))
+def private_nodes(folder: Folder, script: Path, epmd: str, env: dict[str, str], found: str, count: int) -> Server:
+    """Return a node of this stack's own, or a cluster of as many."""
+    epmd_port, management_port = folder.port("epmd"), folder.port("rabbitmq_management")
+    names = Program(
+        name="epmd",  # Erlang's register of nodes. Without one of ours the node starts one that outlives it.
+        command=[epmd, "-port", str(epmd_port), "-address", "127.0.0.1"],
+        answers=lambda: accepts(epmd_port),
+        stage=1,
+    )
+    programs = ["rabbitmq", *(f"rabbitmq{number}" for number in range(2, count + 1))]
+    env |= {"ERL_EPMD_PORT": str(epmd_port), "ERL_EPMD_ADDRESS": "127.0.0.1"}
+    nodes = [private_node(folder, name, programs, script, env) for name in programs]
+    url = ";".join(node_url(folder, name) for name in programs)
+    chosen = f"private, 127.0.0.1:{folder.port('rabbitmq')}, management {management_port} (CELERY_BROKER_URL is not set; {found})"
     password = folder.secret("rabbitmq_password")
-    url = f"amqp://nexus:{password}@127.0.0.1:{port}//"
+    apis = ";".join(f"http://nexus:{password}@127.0.0.1:{folder.port(f'{name}_management')}/api/" for name in programs)
+    return Server(url, chosen, (names, *nodes), env={"BROKER_API_URL": apis})
+
+
+def node_url(folder: Folder, program: str) -> str:
+    return f"amqp://nexus:{folder.secret('rabbitmq_password')}@127.0.0.1:{folder.port(program)}//"
+
+
+def node_name(program: str) -> str:
+    """Return what Erlang calls the node that the program runs."""
+    return f"nexus{program.removeprefix('rabbitmq')}@localhost"
+
+
+def private_node(folder: Folder, program: str, cluster: list[str], script: Path, env: dict[str, str]) -> Program:
+    """Return one node. Several find each other while they start, so they have to start together."""
+    home = folder / "rabbitmq" if program == cluster[0] else folder / "rabbitmq" / program
+    home.mkdir(mode=0o700, exist_ok=True)
+    url = node_url(folder, program)
     cookie = home / ".erlang.cookie"
     if not cookie.exists():
         write_private(cookie, folder.secret("erlang_cookie"))
     (home / "enabled_plugins").write_text("[rabbitmq_management].\n")  # for Flower
     write_private(
         home / "rabbitmq.conf",
-        f"listeners.tcp.default = 127.0.0.1:{port}\n"
+        f"listeners.tcp.default = 127.0.0.1:{folder.port(program)}\n"
         f"management.tcp.ip = 127.0.0.1\n"
-        f"management.tcp.port = {management_port}\n"
+        f"management.tcp.port = {folder.port(f'{program}_management')}\n"
         f"default_user = nexus\n"
-        f"default_pass = {password}\n"
+        f"default_pass = {folder.secret('rabbitmq_password')}\n"
         # Chosen: enough to stop cleanly on a full disk. RabbitMQ's own limit would refuse to work on a small laptop.
-        f"disk_free_limit.absolute = 50MB\n",
+        f"disk_free_limit.absolute = 50MB\n" + (clustered(cluster) if len(cluster) > 1 else ""),
     )
-    node = Program(
-        name="rabbitmq",
+    return Program(
+        name=program,
         command=[str(script)],
         # The scripts don't quote their own directory: they bear a path with a space only like this.
         directory=script.parent,
@@ -92,11 +120,9 @@ def private_node(folder: Folder, script: Path, epmd: str, env: dict[str, str], f
             "RUNNING_UNDER_SYSTEMD": "true",  # the script becomes the node, rather than its parent
             "HOME": str(home),  # where Erlang looks for the cookie
             "LANG": "C.UTF-8",
-            "ERL_EPMD_PORT": str(epmd_port),
-            "ERL_EPMD_ADDRESS": "127.0.0.1",
             "ERL_CRASH_DUMP": str(home / "erl_crash.dump"),
-            "RABBITMQ_NODENAME": "nexus@localhost",
-            "RABBITMQ_DIST_PORT": str(folder.port("rabbitmq_dist")),
+            "RABBITMQ_NODENAME": node_name(program),
+            "RABBITMQ_DIST_PORT": str(folder.port(f"{program}_dist")),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
             "RABBITMQ_CONF_ENV_FILE": "/dev/null",  # nothing from /etc
             "RABBITMQ_CONFIG_FILE": str(home / "rabbitmq.conf"),
@@ -111,19 +137,26 @@ def private_node(folder: Folder, script: Path, epmd: str, env: dict[str, str], f
             "RABBITMQ_LOGS": "-",
         },
     )
-    names = Program(
-        name="epmd",  # Erlang's register of nodes. Without one of ours the node starts one that outlives it.
-        command=[epmd, "-port", str(epmd_port), "-address", "127.0.0.1"],
-        answers=lambda: accepts(epmd_port),
-        stage=1,
+
+
+def clustered(programs: list[str]) -> str:
+    """Return what makes the nodes one cluster, in which a minority that is cut off stops taking messages."""
+    members = "".join(f"cluster_formation.classic_config.nodes.{n} = {node_name(name)}\n" for n, name in enumerate(programs, 1))
+    return (
+        f"cluster_formation.peer_discovery_backend = classic_config\n{members}"
+        "cluster_formation.randomized_startup_delay_range.min = 0\n"
+        "cluster_formation.randomized_startup_delay_range.max = 1\n"
+        "cluster_partition_handling = pause_minority\n"
     )
-    chosen = f"private, 127.0.0.1:{port}, management {management_port} (CELERY_BROKER_URL is not set; {found})"
-    return Server(url, chosen, (names, node), env={"FLOWER_BROKER_API": f"http://nexus:{password}@127.0.0.1:{management_port}/api/"})
 
 
 def connect(url: str, seconds: float) -> Any:
-    """Log in, once: Connection.connect() would try again after two seconds."""
-    return Connection(url, connect_timeout=seconds).transport.establish_connection()
+    """Log in, once: Connection.connect() would try again after two seconds. At the first node of the URL's that lets us in."""
+    *others, last = url.split(";")
+    for node in others:
+        with suppress(OSError, AMQPError, KombuError):
+            return Connection(node, connect_timeout=seconds).transport.establish_connection()
+    return Connection(last, connect_timeout=seconds).transport.establish_connection()
 
 
 def answers(url: str, seconds: float = 2) -> bool:

@@ -18,7 +18,7 @@ from stack.supervisor import Supervisor, SupervisorGone, end_leftovers
 
 # What belongs to one stack: it comes from its `env` or is chosen for it, never from the environment around it, where it
 # would be another stack's.
-OWN = ("DATABASE_URL", "CELERY_BROKER_URL", "HOST", "PORT", "FLOWER_PORT", "FLOWER_BASIC_AUTH", "FLOWER_BROKER_API")
+OWN = ("DATABASE_URL", "CELERY_BROKER_URL", "HOST", "PORT", "FLOWER_PORT", "FLOWER_BASIC_AUTH", "BROKER_API_URL")
 
 
 class FolderInUse(StackError):
@@ -35,23 +35,26 @@ class Stack:
         stack.destroy()  # all has ended; forget the data too
 
     `env` is added to the environment of every program. DATABASE_URL or CELERY_BROKER_URL in it: that server is used as given.
-    PORT and FLOWER_PORT: if not in it, free ones. `programs`: instead of the product's. `say` hears of what takes long.
+    PORT and FLOWER_PORT: if not in it, free ones. `programs`: which, for its environment; the product's. `say` hears of what takes long.
+    `broker_nodes`: how many nodes the private RabbitMQ has.
     """
 
     def __init__(
         self,
         folder: Path,
         env: Mapping[str, str] | None = None,
-        programs: Iterable[Program] | None = None,
+        programs: Callable[[Mapping[str, str]], Iterable[Program]] = product.programs,
         say: Callable[[str], None] = lambda _: None,
+        broker_nodes: int = 1,
     ):
         self.folder = Folder(folder)
         self.supervisor = Supervisor(self.folder)
         self.env = {name: value for name, value in os.environ.items() if name not in OWN} | dict(env or {})
         self.servers: dict[str, Server] = {}
         self.programs: dict[str, Program] = {}
-        self._other_programs = programs
+        self._programs = programs
         self._say = say
+        self._broker_nodes = broker_nodes
 
     def __enter__(self) -> Self:
         self.claim()
@@ -78,12 +81,12 @@ class Stack:
         with ThreadPoolExecutor() as pool:
             resolving = {
                 "PostgreSQL": pool.submit(postgres.resolve, self.folder, self.env.get("DATABASE_URL"), self._say),
-                "RabbitMQ": pool.submit(rabbitmq.resolve, self.folder, self.env.get("CELERY_BROKER_URL"), self._say),
+                "RabbitMQ": pool.submit(rabbitmq.resolve, self.folder, self.env.get("CELERY_BROKER_URL"), self._say, self._broker_nodes),
             }
         self.servers = {name: future.result() for name, future in resolving.items()}
         self.complete_env()
         programs = [program for server in self.servers.values() for program in server.programs]
-        programs += product.programs(self.env) if self._other_programs is None else self._other_programs
+        programs += self._programs(self.env)
         self.programs = {program.name: program for program in programs}
         self.supervisor.start(programs, self.env)
 

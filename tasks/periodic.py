@@ -3,8 +3,7 @@
 from celery import shared_task
 from django.utils.timezone import now
 
-from polls import accounts, attempts, blocks, closing, fraud, networks, outbox, review
-from tasks import queues
+from polls import accounts, attempts, blocks, closing, finality, fraud, integrity, networks, outbox, review
 
 
 @shared_task(name="polls.open_and_close", acks_late=False)
@@ -15,14 +14,22 @@ def open_and_close_polls() -> None:
 
 @shared_task(name="polls.finalise", acks_late=False)
 def finalise_polls() -> None:
-    at = now()  # before looking at the queues: what they hold later belongs to polls that end later
-    if queues.are_empty():
-        closing.finalise_polls(at)
+    finality.finalise_polls(at=now())
 
 
 @shared_task(name="outbox.drain", acks_late=False)
 def drain_outbox() -> None:
     outbox.drain()
+
+
+@shared_task(name="integrity.check_soon", acks_late=False)
+def check_tallies_soon() -> None:
+    integrity.check_soon(at=now())
+
+
+@shared_task(name="integrity.check", acks_late=False)
+def check_tallies() -> None:
+    integrity.check(at=now())
 
 
 @shared_task(name="networks.renew", acks_late=False)

@@ -1,15 +1,8 @@
 """The broker's queues: their names, their arguments, their declaration."""
 
-from typing import Any
-
-from amqp.exceptions import AMQPError
 from celery import current_app
-from celery.utils.log import get_task_logger
 from django.conf import settings
 from kombu import Exchange, Queue
-from kombu.exceptions import KombuError
-
-logger = get_task_logger(__name__)
 
 
 def consumed() -> list[Queue]:
@@ -37,23 +30,6 @@ def declare() -> None:
         connection.ensure_connection(max_retries=3, interval_start=1, interval_step=0)
         for queue in [dead, *consumed()]:
             queue.bind(connection.default_channel).declare()
-
-
-def are_empty() -> bool:
-    """Return whether no message waits in `votes` and `votes.dead`; False too when the broker does not say so within seconds.
-
-    It does not see what workers hold and have not acknowledged.
-    """
-    options = {"max_retries": 1, "interval_start": 0, "read_timeout": 2, "write_timeout": 2}
-    try:
-        with current_app.connection_for_write(connect_timeout=2, transport_options=options) as connection:
-            channel: Any = connection.default_channel  # celery-types knows it by its base class only
-            return not any(
-                channel.queue_declare(name, passive=True).message_count for name in (settings.VOTES_QUEUE, settings.DEAD_LETTER_QUEUE)
-            )
-    except (AMQPError, KombuError, OSError) as exc:
-        logger.warning("the broker does not tell how full its queues are: %s", type(exc).__name__)
-        return False
 
 
 def _queue(name: str, arguments: dict[str, object]) -> Queue:

@@ -406,9 +406,14 @@ def test_dead_letters_are_told_without_voter_key_and_choice(desk, poll, bury):
 
     content = page.partition('id="content-main"')[2]
     cells = [re.sub(r"</?code>", "", cell) for cell in re.findall(r"<td>(.*?)</td>", content)]
-    assert cells == [headers["id"], "delivery_limit", "", str(len(body)), "1", "0", "&lt;i&gt;", "delivery_limit", "", "9", "no bundle", ""]
+    button = '<button name="message_id" value="{}">Replay</button>'
+    why = "Its header `task` is not votes.count.<br>It is no JSON of a task with a bundle."
+    assert cells == [
+        *(headers["id"], "delivery_limit", "", str(len(body)), "1", "1", "0", f"{poll.title}: 1", "", button.format(headers["id"])),
+        *("&lt;i&gt;", "delivery_limit", "", "9", "no bundle", "0", "", "", why, button.format("&lt;i&gt;")),
+    ]
     assert "2 messages could not be counted in full" in page
-    for secret in (vote.vote_id, vote.voter_key, vote.poll_id):
+    for secret in (vote.vote_id, vote.voter_key):
         assert str(secret) not in page and secret.hex not in page
     assert "9876543210" not in page
     wait_until(lambda: deadletters.count() == 2)  # looking takes nothing
@@ -437,12 +442,35 @@ def test_the_button_replays_and_looking_does_not(desk, pipeline, poll, bury):
     wait_until(lambda: deadletters.count() == 0)
 
 
+def test_the_button_of_a_row_replays_that_letter_alone(desk, pipeline, make_poll, bury):
+    left, wanted = make_poll(), make_poll()
+    for poll in (left, wanted):
+        headers, body = bundle_of(vote_of(poll, "alice"))
+        bury(headers, body)
+    bury({}, b"{")  # without an id
+    assert text_of(desk.get(DEAD)).count(">Replay</button>") == 2
+
+    for replayed in (1, 0):
+        said = says(desk.post(REPLAY, {"message_id": headers["id"]}, follow=True))
+        assert said == [f"Dead letters replayed: {replayed}. What still can't be counted comes back."]
+        wait_until(lambda: tallies(wanted) == {"soup": 1})
+
+    wait_until(lambda: deadletters.count() == 2)
+    assert tallies(left) == {}
+
+
+def test_nothing_in_the_desk_drops_a_letter(desk, bury):
+    bury({"id": "a"}, b"{")
+    content = text_of(desk.get(DEAD)).partition('id="content-main"')[2].lower()
+    assert not any(word in content for word in ("delete", "drop", "purge"))
+
+
 def test_staff_who_may_look_can_not_replay(make_staff, poll, bury):
     staff = make_staff("view_deadletterdesk")
     bury(*bundle_of(vote_of(poll, "alice")))
 
     page = text_of(staff.get(DEAD))
-    assert "1 message could not be counted in full" in page and "Replay all" not in page
+    assert "1 message could not be counted in full" in page and "Replay all" not in page and "Replay</button>" not in page
     assert (staff.post(REPLAY).status_code, staff.get(REPLAY).status_code) == (403, 403)
     wait_until(lambda: deadletters.count() == 1)
 

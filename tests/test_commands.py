@@ -156,8 +156,11 @@ def test_a_dry_run_tells_each_letter_and_takes_none(bury, poll):
     said = call("replay_dead_letters", "--dry-run").splitlines()
 
     assert [" ".join(line.split()) for line in said] == [
-        f"{headers['id']} delivery_limit {len(body)} bytes 2 votes, 0 unreadable",
+        f"{headers['id']} delivery_limit {len(body)} bytes 2 votes (2 pending), 0 unreadable",
+        f"poll {poll.pk}: 2 votes",
         "(no id) delivery_limit 1 bytes no bundle",
+        "message: Its header `task` is not votes.count.",
+        "message: It is no JSON of a task with a bundle.",
         "2 dead letters",
     ]
     assert call("replay_dead_letters", "--dry-run", "--most", "1").endswith("1 dead letters\n")
@@ -173,6 +176,27 @@ def test_the_oldest_are_replayed_first(pipeline, bury, make_poll):
 
     wait_until(lambda: tallies(older) == {"soup": 1})
     assert (tallies(newer), deadletters.count()) == ({}, 1)
+
+
+def test_one_letter_is_replayed_by_its_id(pipeline, bury, make_poll):
+    left, wanted = make_poll(), make_poll()
+    for poll in (left, wanted):
+        headers, body = bundle_of(vote_of(poll, "alice"))
+        bury(headers, body)
+
+    assert call("replay_dead_letters", "--id", headers["id"]) == "1 dead letters replayed\n"
+    wait_until(lambda: tallies(wanted) == {"soup": 1})
+    assert call("replay_dead_letters", "--id", headers["id"]) == "0 dead letters replayed\n"
+    wait_until(lambda: deadletters.count() == 1)
+    assert tallies(left) == {}
+
+
+@pytest.mark.parametrize("other", ["--dry-run", "--most=1"])
+def test_one_letter_is_not_many(bury, other):
+    bury({"id": "a"}, b"{")
+    with pytest.raises(CommandError, match="--id goes with neither"):
+        call("replay_dead_letters", "--id=a", other)
+    wait_until(lambda: deadletters.count() == 1)
 
 
 @pytest.mark.parametrize("most", ["0", "-1", "x", "1.5"])

@@ -113,7 +113,7 @@ def test_another_sites_page_can_not_use_the_login(flower):
 # --- What it shows ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif("FLOWER_BROKER_API" not in os.environ, reason="this RabbitMQ's management API is not known")
+@pytest.mark.skipif("BROKER_API_URL" not in os.environ, reason="this RabbitMQ's management API is not known")
 def test_its_broker_page_lists_the_queues_the_dead_letters_too(flower):
     wanted = {settings.VOTES_QUEUE, settings.DEAD_LETTER_QUEUE, settings.PERIODIC_QUEUE}
 

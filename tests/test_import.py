@@ -249,7 +249,7 @@ def test_a_poll_does_not_become_final_while_a_batch_is_being_counted(poll, prefi
     def end_the_poll():
         try:
             Poll.objects.filter(pk=poll.pk).update(closes_at=now(), closed_at=now())
-            closing.finalise_polls(now() + timedelta(minutes=5))
+            closing.finalise_polls(now() + timedelta(minutes=5), [poll.pk])
             finalised.append(Poll.objects.get(pk=poll.pk).finalised_at)
         finally:
             connection.close()
@@ -264,7 +264,7 @@ def test_a_poll_does_not_become_final_while_a_batch_is_being_counted(poll, prefi
     *_, last = importing.import_votes(importing.VoteFile(tmp_path / "votes.csv"), poll.pk, prefix, tmp_path / "refused.csv")
 
     assert (finalised, last.outcomes) == ([None], {"counted": 3})
-    closing.finalise_polls(now() + timedelta(minutes=5))
+    closing.finalise_polls(now() + timedelta(minutes=5), [poll.pk])
     assert Poll.objects.get(pk=poll.pk).finalised_at is not None
 
 

@@ -74,7 +74,7 @@ def test_results_say_when_they_are_final(make_poll):
     assert (read(poll)["status"], read(poll)["is_final"]) == ("closing", False)
 
     closing.close_expired_polls(now())
-    closing.finalise_polls(now() + timedelta(seconds=settings.FINAL_AFTER_SECONDS))
+    closing.finalise_polls(now() + timedelta(seconds=settings.FINAL_AFTER_SECONDS), [poll.pk])
     assert (read(poll)["status"], read(poll)["is_final"]) == ("final", True)
 
     Poll.objects.filter(pk=poll.pk).update(archived_at=now())

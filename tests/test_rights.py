@@ -47,6 +47,8 @@ journal_list           open      401    403    200   403   403      200     200 
 results_read           draft     404    404    200   404   404      200     200   404  403   404  404    404    404       401
 results_read           open      200    200    200   200   200      200     200   200  200   200  200    200    200       200
 results_read           hidden    403    403    200   403   403      200     200   403  403   200  403    403    403       401
+integrity_read         draft     404    404    200   404   404      200     200   404  200   404  404    404    404       401
+integrity_read         open      401    403    200   403   200      200     200   403  200   403  403    403    403       401
 codes_list             planned   401    404    200   404   404      200     200   404  200   404  404    404    404       401
 codes_list             codes     401    403    200   403   403      200     200   403  200   403  403    403    403       401
 codes_add              planned   401    404    201   404   404      403     201   404  201   404  404    404    404       401
@@ -82,6 +84,7 @@ clients_rotate         -         401    403    200   404   403      403     200 
 queues_read            -         401    403    403   403   200      200     200   403  403   403  403    403    403       401
 dead_letters_list      -         401    403    403   403   200      200     200   403  403   403  403    403    403       401
 dead_letters_replay    -         401    403    403   403   200      403     200   403  403   403  403    403    403       401
+dead_letters_replay_one -        401    403    403   403   404      403     404   403  403   403  403    403    403       401
 cases_list             -         401    403    403   403   200      200     200   403  403   403  403    403    403       401
 cases_read             -         401    403    403   403   200      200     200   403  403   403  403    403    403       401
 cases_quarantine       -         401    403    403   403   200      403     200   403  403   403  403    403    403       401
@@ -184,6 +187,7 @@ REQUESTS = {
     "polls_archive": lambda scene: ("POST", f"/polls/{scene.poll.pk}/archive", {}),
     "polls_duplicate": lambda scene: ("POST", f"/polls/{scene.poll.pk}/duplicate", {}),
     "journal_list": lambda scene: ("GET", f"/polls/{scene.poll.pk}/journal"),
+    "integrity_read": lambda scene: ("GET", f"/polls/{scene.poll.pk}/integrity"),
     "results_read": lambda scene: ("GET", f"/polls/{scene.poll.pk}/results"),
     "codes_list": lambda scene: ("GET", f"/polls/{scene.poll.pk}/codes"),
     "codes_add": lambda scene: ("POST", f"/polls/{scene.poll.pk}/codes", {"generate": 1}),
@@ -229,6 +233,7 @@ REQUESTS = {
     "queues_read": lambda scene: ("GET", "/queues"),
     "dead_letters_list": lambda scene: ("GET", "/dead-letters"),
     "dead_letters_replay": lambda scene: ("POST", "/dead-letters/replay", {"most": 1}),
+    "dead_letters_replay_one": lambda scene: ("POST", "/dead-letters/unknown/replay", {}),
     "cases_list": lambda scene: ("GET", "/suspicious-ips"),
     "cases_read": lambda scene: ("GET", f"/suspicious-ips/{scene.case.pk}"),
     **{

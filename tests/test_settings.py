@@ -183,6 +183,10 @@ def test_without_debug_a_secret_that_protects_nothing(load, name):
         ("CELERY_BROKER_URL", "amqp://nexus:terces/@mq//"),
         ("CELERY_BROKER_URL", "amqp://nexus@mq:terces//"),
         ("CELERY_BROKER_URL", "amqp://mq//;redis://:terces@cache"),
+        *[("BROKER_API_URL", text) for text in ("", "terces", "amqp://nexus:terces@mq:15672/api/", "http:///api/terces", "://")],
+        ("BROKER_API_URL", "http://nexus:terces/@mq:15672/api/"),
+        ("BROKER_API_URL", "http://nexus@mq:terces/api/"),
+        ("BROKER_API_URL", "http://mq:15672/api/;amqp://:terces@mq"),
         *[("CACHE_URL", text) for text in ("", "terces", "terces://cache")],
         *[("EMAIL_URL", text) for text in ("", "terces", "terces://mail", "smtp+tls://")],
         ("EMAIL_URL", "smtp://nexus@mail:terces"),
@@ -199,6 +203,8 @@ def test_an_address_of_no_such_server_is_told_without_its_password(load, name, t
 def test_several_brokers_are_tried_in_turn(load):
     urls = "amqp://nexus:secret@mq1:5672//;amqp://nexus:secret@mq2//"
     assert load(CELERY_BROKER_URL=urls)["CELERY_BROKER_URL"] == urls
+    apis = "http://nexus:secret@mq1:15672/api/;https://nexus:secret@mq2/api/"
+    assert load(BROKER_API_URL=apis)["BROKER_API_URL"] == apis
 
 
 @pytest.mark.parametrize("text", ["a b", "amq.", "ä", "x" * 101, "a/"])
@@ -249,9 +255,9 @@ def test_an_origin_that_is_none(load, origin):
 
 
 def test_every_setting_but_free_text_was_given_a_wrong_value():
-    tried = {*NUMBERS, "DEBUG", "SECURE_SSL_REDIRECT", "SECRET_KEY", "VOTER_SECRET", "DATABASE_URL", "CELERY_BROKER_URL", "CACHE_URL"}
+    tried = {*NUMBERS, "DEBUG", "SECURE_SSL_REDIRECT", "SECRET_KEY", "VOTER_SECRET", "DATABASE_URL", "CELERY_BROKER_URL", "BROKER_API_URL"}
     tried |= {"REGISTRATION_OPEN", "GRAPHQL_INTROSPECTION", "NEW_ACCOUNT_ROLE", "EMAIL_URL", "PASSWORD_RESET_URL", "CORS_ALLOWED_ORIGINS"}
-    tried |= {"ALLOWED_NETWORKS", "RULES"}
+    tried |= {"ALLOWED_NETWORKS", "RULES", "CACHE_URL"}
     free = {"ALLOWED_HOSTS", "CSRF_TRUSTED_ORIGINS", "DEFAULT_FROM_EMAIL"}  # Django's own checks look at them
     assert set(settings_read()) == tried | free | {"QUEUE_PREFIX", "LOG_LEVEL"}
 

@@ -157,7 +157,7 @@ def small_stack(tmp_path):
         directory=tmp_path,
     )
     servers = {name: os.environ[name] for name in ("DATABASE_URL", "CELERY_BROKER_URL")}
-    return lambda: Stack(tmp_path, servers, programs=[program])
+    return lambda: Stack(tmp_path, servers, programs=lambda env: [program])
 
 
 def test_a_program_is_started_stopped_and_started_again(small_stack):
@@ -191,7 +191,10 @@ def test_what_a_killed_supervisor_left_is_ended_before_the_next_start(small_stac
 def test_a_program_that_ends_at_once_is_told_with_its_log(tmp_path):
     servers = {name: os.environ[name] for name in ("DATABASE_URL", "CELERY_BROKER_URL")}
     program = Program("broken", [sys.executable, "-c", "print('no such thing')"], answers=lambda: False)
-    with Stack(tmp_path, servers, programs=[program]) as stack, pytest.raises(Exception, match="broken ends as soon as") as failed:
+    with (
+        Stack(tmp_path, servers, programs=lambda env: [program]) as stack,
+        pytest.raises(Exception, match="broken ends as soon as") as failed,
+    ):
         stack.start("broken")
 
     assert "no such thing" in failed.value.log.read_text()

@@ -3,6 +3,7 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
+from functools import partial
 from uuid import uuid4
 
 import pytest
@@ -11,13 +12,12 @@ from django.contrib.auth import get_user_model
 from django.db import connection, transaction
 from django.utils.timezone import now
 
-from polls import bundles, closing, editing, outbox, problems, roles, stages
+from polls import closing, editing, problems, roles, stages
 from polls.counting import count_votes
 from polls.editing import SHORTEST_NOTICE
 from polls.journal import Act
-from polls.models import JournalEntry, OutboxBundle, Poll, PollStatus
-from tasks import periodic, queues
-from tests.conftest import Api, bundle_of, make_user, signed_in, vote_of, wait_until, worker
+from polls.models import JournalEntry, Poll
+from tests.conftest import Api, make_user, signed_in, vote_of
 from tests.test_intake import assert_refused
 
 SECOND, MICROSECOND = timedelta(seconds=1), timedelta(microseconds=1)
@@ -127,7 +127,7 @@ def test_a_poll_lives_from_draft_to_archive(owners_api, owner):
     at = poll.closes_at
     closing.close_expired_polls(at)
     at += timedelta(seconds=settings.FINAL_AFTER_SECONDS)
-    closing.finalise_polls(at)
+    closing.finalise_polls(at, [poll.pk])
     poll = stages.archive_poll(poll.pk, Act("olga", at))
     assert poll.status_at(at) == "archived"
     assert [(actor, action, changes.get("status")) for actor, action, _, changes in journal(poll)] == [
@@ -414,7 +414,8 @@ def test_beats_at_once_write_one_entry_for_each_poll(make_poll):
     opens_at, closes_at = max(poll.opens_at for poll in polls), max(poll.closes_at for poll in polls)
     final_at = closes_at + timedelta(seconds=settings.FINAL_AFTER_SECONDS)
 
-    for job, at in ((closing.open_due_polls, opens_at), (closing.close_expired_polls, closes_at), (closing.finalise_polls, final_at)):
+    finalise = partial(closing.finalise_polls, polls=[poll.pk for poll in polls])
+    for job, at in ((closing.open_due_polls, opens_at), (closing.close_expired_polls, closes_at), (finalise, final_at)):
         run_at_once(job, at)
         job(at)  # what was locked a moment ago is left for the next run
         assert job(at) == 0
@@ -424,77 +425,3 @@ def test_beats_at_once_write_one_entry_for_each_poll(make_poll):
         poll.refresh_from_db()
         assert (poll.opened_at, poll.closed_at, poll.finalised_at) == (opens_at, closes_at, final_at)
         assert poll.version == 1
-
-
-def test_a_poll_is_final_when_its_time_has_passed_and_not_a_microsecond_before(make_poll):
-    poll = make_poll(closes_in=-5)
-    due = poll.closes_at + timedelta(seconds=settings.FINAL_AFTER_SECONDS)
-
-    closing.finalise_polls(due)  # the clock has not closed it yet
-    assert Poll.objects.get(pk=poll.pk).finalised_at is None
-    closing.close_expired_polls(due)
-    closing.finalise_polls(due - MICROSECOND)
-    assert Poll.objects.get(pk=poll.pk).finalised_at is None
-    closing.finalise_polls(due)
-
-    assert Poll.objects.get(pk=poll.pk).finalised_at == due
-    with pytest.raises(problems.Refusal, match="final"):
-        stages.reopen_poll(poll.pk, Act("olga", due), due + timedelta(hours=1))
-
-
-def test_no_poll_is_final_while_a_bundle_waits_in_the_outbox(make_poll):
-    poll = make_poll(closes_in=-600)
-    closing.close_expired_polls(now())
-    outbox.keep(bundles.write([vote_of(poll, "alice")]))
-    try:
-        assert closing.finalise_polls(now()) == 0
-        assert Poll.objects.get(pk=poll.pk).status == "closing"
-    finally:
-        outbox.drain()
-
-    assert not OutboxBundle.objects.exists()
-    closing.finalise_polls(now())
-    assert Poll.objects.get(pk=poll.pk).status == "final"
-
-
-def test_no_poll_is_final_while_its_votes_are_being_counted(make_poll):
-    poll = make_poll(closes_in=-600)
-    closing.close_expired_polls(now())
-
-    with transaction.atomic():
-        count_votes([vote_of(poll, "alice")])
-        run_at_once(closing.finalise_polls, now(), threads=1)
-        assert Poll.objects.get(pk=poll.pk).finalised_at is None
-
-    closing.finalise_polls(now())
-    assert Poll.objects.get(pk=poll.pk).status == "final"
-
-
-def test_no_poll_is_final_while_votes_wait_in_the_broker_or_it_is_away(make_poll, bury, broker_away, monkeypatch):
-    poll = make_poll(closes_in=-600)
-    closing.close_expired_polls(now())
-
-    periodic.finalise_polls()
-    assert Poll.objects.get(pk=poll.pk).status == "closing"
-
-    monkeypatch.delenv("CELERY_BROKER_WRITE_URL")
-    assert queues.are_empty()
-    bury(*bundle_of(vote_of(poll, "alice")))
-    periodic.finalise_polls()
-    assert Poll.objects.get(pk=poll.pk).status == "closing"
-
-
-def test_a_broker_without_the_queues_says_nothing_about_votes(make_poll, monkeypatch, broker):
-    monkeypatch.setattr(settings, "VOTES_QUEUE", f"none-{uuid4()}")
-    assert not queues.are_empty()
-
-
-def test_the_job_finalises_once_the_queues_are_empty(broker, bury, make_poll, tmp_path):
-    poll = make_poll(closes_in=-600)
-    closing.close_expired_polls(now())
-
-    with worker(settings.PERIODIC_QUEUE, tmp_path / "periodic.log", concurrency=1):
-        periodic.finalise_polls.delay()
-        wait_until(lambda: Poll.objects.get(pk=poll.pk).status == PollStatus.FINAL)
-
-    assert actions(poll) == [("olga", "created"), ("the clock", "closed"), ("the clock", "finalised")]

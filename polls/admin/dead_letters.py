@@ -13,7 +13,7 @@ from polls.models import DeadLetterDesk
 
 @admin.register(DeadLetterDesk)
 class DeadLetterAdmin(ReadOnly, admin.ModelAdmin):
-    """A page on a queue instead of a table: `votes.dead`, with the button to replay it."""
+    """A page on a queue instead of a table: `votes.dead`, with buttons to replay them, one or all. None drops one."""
 
     def get_urls(self) -> list[URLPattern]:
         wrap = self.admin_site.admin_view
@@ -37,8 +37,10 @@ class DeadLetterAdmin(ReadOnly, admin.ModelAdmin):
         if not operates(request):
             raise PermissionDenied
         if request.method == "POST":
+            message_id = request.POST.get("message_id")
             try:
-                messages.success(request, f"Dead letters replayed: {deadletters.replay()}. What still can't be counted comes back.")
+                replayed = deadletters.replay_one(message_id) if message_id else deadletters.replay()
+                messages.success(request, f"Dead letters replayed: {replayed}. What still can't be counted comes back.")
             except deadletters.UnreachableError as exc:
                 messages.error(request, str(exc))
         return redirect("admin:polls_deadletterdesk_changelist")

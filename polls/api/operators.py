@@ -38,8 +38,19 @@ class QueuesSerializer(serializers.Serializer[Any]):
     outbox = OutboxSerializer()
 
 
+class PollInsideSerializer(serializers.Serializer[Any]):
+    id = serializers.UUIDField()
+    title = serializers.CharField(allow_null=True, help_text="Null when the poll was deleted.")
+    votes = serializers.IntegerField()
+
+
+class FaultSerializer(serializers.Serializer[Any]):
+    item = serializers.IntegerField(allow_null=True, help_text="Its place in the bundle, from 0; null for the whole message.")
+    why = serializers.CharField()
+
+
 class DeadLetterSerializer(serializers.Serializer[Any]):
-    """Never its contents: no voter, no choice."""
+    """Never its contents: no voter, no choice, no address."""
 
     message_id = serializers.CharField()
     reason = serializers.CharField(help_text="`rejected`: not all of it could be counted. `delivery_limit`: its worker died too often.")
@@ -47,6 +58,9 @@ class DeadLetterSerializer(serializers.Serializer[Any]):
     size = serializers.IntegerField(help_text="Bytes.")
     votes = serializers.IntegerField(allow_null=True, help_text="Votes that can be read in it; null where it is no bundle at all.")
     unreadable = serializers.IntegerField(allow_null=True, help_text="Items in it that can't be read.")
+    pending = serializers.IntegerField(help_text="Votes that can be read and have no outcome yet: a replay is for them.")
+    polls = PollInsideSerializer(many=True, help_text="Whose votes they are, most votes first.")
+    faults = FaultSerializer(many=True, help_text=f"What can't be read, and why; the first {deadletters.MOST_FAULTS}.")
 
 
 class DeadLettersSerializer(serializers.Serializer[Any]):
@@ -58,6 +72,10 @@ class ReplaySerializer(StrictSerializer):
     most = serializers.IntegerField(
         required=False, min_value=1, max_value=MAX_REPLAYED, default=MAX_REPLAYED, help_text="The oldest so many."
     )
+
+
+class NothingSerializer(StrictSerializer):
+    """No field, in a body or without one."""
 
 
 class ReplayedSerializer(serializers.Serializer[Any]):
@@ -124,6 +142,35 @@ class ReplayView(Operations):
         wanted = checked(ReplaySerializer, request.data)
         with broker_asked():
             replayed = deadletters.replay(wanted["most"])
+        return Response(ReplayedSerializer({"replayed": replayed}).data)
+
+
+class ReplayOneView(Operations):
+    @refuses(
+        problems.MALFORMED,
+        problems.INVALID,
+        problems.UNAUTHENTICATED,
+        problems.FORBIDDEN,
+        problems.NOT_FOUND,
+        problems.NOT_JSON,
+    )
+    @extend_schema(
+        operation_id="dead_letters_replay_one",
+        tags=["operations"],
+        summary="Have one dead letter counted after all",
+        description=(
+            f"By its `message_id`, among the oldest {deadletters.MOST_LOOKED_THROUGH:,}. Safe to repeat: no vote counts twice; once it was "
+            "sent, the answer is 404 until it comes back because it still can't be counted. Letters without an id are replayed with all."
+        ),
+        request=NothingSerializer,
+        responses=OpenApiResponse(ReplayedSerializer, "How many were sent: after a replay that broke off a letter may be there twice."),
+    )
+    def post(self, request: Request, message_id: str) -> Response:
+        checked(NothingSerializer, request.data)
+        with broker_asked():
+            replayed = deadletters.replay_one(message_id)
+        if not replayed:
+            raise problems.NOT_FOUND.says("No dead letter has this id; it may have been replayed.")
         return Response(ReplayedSerializer({"replayed": replayed}).data)
 
 

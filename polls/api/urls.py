@@ -4,7 +4,7 @@ from django.urls import path, re_path
 from django.views.decorators.csrf import csrf_exempt
 from drf_spectacular.views import SpectacularAPIView, SpectacularRedocView, SpectacularSwaggerView
 
-from polls.api import accounts, blocks, cases, clients, codes, errors, operators, rules, rulings, views
+from polls.api import accounts, blocks, cases, clients, codes, errors, integrity, operators, rules, rulings, views
 from polls.api.graphql.view import GraphQLView
 
 urlpatterns = [
@@ -19,6 +19,7 @@ urlpatterns = [
     path("api/v1/polls/<uuid:poll_id>/duplicate", views.DuplicateView.as_view()),
     path("api/v1/polls/<uuid:poll_id>/journal", views.JournalView.as_view()),
     path("api/v1/polls/<uuid:poll_id>/results", views.ResultsView.as_view()),
+    path("api/v1/polls/<uuid:poll_id>/integrity", integrity.IntegrityView.as_view()),
     path("api/v1/polls/<uuid:poll_id>/codes", codes.CodesView.as_view()),
     path("api/v1/polls/<uuid:poll_id>/codes/revoke", codes.RevocationView.as_view()),
     path("api/v1/polls/<uuid:poll_id>/codes/<int:code_id>", codes.CodeView.as_view()),
@@ -48,6 +49,7 @@ urlpatterns = [
     path("api/v1/queues", operators.QueuesView.as_view()),
     path("api/v1/dead-letters", operators.DeadLettersView.as_view()),
     path("api/v1/dead-letters/replay", operators.ReplayView.as_view()),
+    path("api/v1/dead-letters/<str:message_id>/replay", operators.ReplayOneView.as_view()),
     re_path(r"^graphql/?$", GraphQLView.as_view()),
     path("api/schema", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs", views.from_this_host_only(SpectacularSwaggerView.as_view(url_name="schema"))),
