@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help up down reset demo test lint format api-docs fuzz bench bench-review backup restore clean
+.PHONY: help up down reset demo test lint format api-docs fuzz bench bench-review backup restore chaos clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -53,6 +53,9 @@ backup: .venv/.runtime  ## copy database and broker definitions into .local/back
 restore: .venv/.runtime  ## put a backup back, while Nexus is stopped (FROM=.local/backups/... ARGS=--replace)
 	@test -n '$(FROM)' || { echo "Which backup? make restore FROM=.local/backups/..."; exit 1; }
 	@.venv/bin/python -m stack run -- python -m stack.backup restore '$(FROM)' $(ARGS)
+
+chaos: .venv/.dev  ## break everything under load: does every 202 count exactly once? (ARGS="--list")
+	@.venv/bin/python -m chaos $(ARGS)
 
 clean:  ## stop everything; remove .venv, caches and downloaded packages
 	@test ! -x .venv/bin/python || .venv/bin/python -m stack down

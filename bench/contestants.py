@@ -220,8 +220,9 @@ BULK_INSERT = """
     )
 """
 BULK_TALLY = """
-    INSERT INTO tallies (poll_id, selection, votes, revision) VALUES (%s, ARRAY[%s], 500, 1), (%s, ARRAY[%s], 500, 1)
-    ON CONFLICT (poll_id, selection) DO UPDATE SET votes = tallies.votes + excluded.votes, revision = tallies.revision + 1
+    INSERT INTO tallies (poll_id, selection, votes, counted, revision) VALUES (%s, ARRAY[%s], 500, 500, 1), (%s, ARRAY[%s], 500, 500, 1)
+    ON CONFLICT (poll_id, selection) DO UPDATE SET votes = tallies.votes + excluded.votes,
+        counted = tallies.counted + excluded.counted, revision = tallies.revision + 1
 """
 
 

@@ -93,7 +93,10 @@ _FILL_BOTS = """
               FROM generate_series(1, 5000) AS n) AS numbers
     ) AS v
 """
-_FILL_TALLIES = "INSERT INTO tallies (poll_id, selection, votes, revision) SELECT poll_id, selection, count(*), 1 FROM votes GROUP BY 1, 2"
+_FILL_TALLIES = """
+    INSERT INTO tallies (poll_id, selection, votes, counted, revision)
+    SELECT poll_id, selection, count(*), count(*), 1 FROM votes GROUP BY 1, 2
+"""
 _BOTS_OF = """
     SELECT DISTINCT CASE browser WHEN 9002 THEN address_key END, subnet_key, CASE browser WHEN 9002 THEN browser END
     FROM (SELECT address_key, subnet_key, signature_key AS browser FROM votes WHERE poll_id = %s AND signature_key >= 9000) AS v

@@ -1,0 +1,65 @@
+"""Negative controls: the product broken on purpose, in one place each. The oracle must find out, or it proves nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from chaos import scenarios
+from chaos.scenario import Scenario
+from chaos.stage import Edit
+
+ALL: dict[str, Scenario] = {}
+
+
+def _control(name: str, what: str, under: str, *edits: Edit) -> None:
+    """Run the scenario `under` with these edits."""
+    ALL[name] = replace(scenarios.ALL[under], name=name, what=f"{what} ({under})", edits=edits)
+
+
+_control(
+    "acknowledged-early",
+    "a bundle is acknowledged before it is counted",
+    "child-killed",
+    Edit("core/settings.py", "CELERY_TASK_ACKS_LATE = True", "CELERY_TASK_ACKS_LATE = False"),
+)
+_control(
+    "not-mandatory",
+    "the broker may confirm what no queue took",
+    "queue-deleted",
+    Edit("polls/publishing.py", "mandatory=True,  # without it", "mandatory=False,  # without it"),
+)
+_control(
+    "confirm-not-awaited",
+    "a vote is answered 202 before the broker has confirmed it",
+    "broker-killed",
+    Edit("polls/publishing.py", "connection.channel(publisher_confirms=True)", "connection.channel(publisher_confirms=False)"),
+)
+_control(
+    "whoever-comes-first-stands",
+    "ON CONFLICT DO NOTHING instead of the rule",
+    "child-killed",
+    Edit(
+        "polls/counting.py",
+        "            decisions.append(_Decided(voter, current, stood, winner, fates, repeats))",
+        "            if current and winner and winner is not current:\n"
+        "                fates = [(v, f) for v, f in fates if v is not current] + [(winner, (Outcome.REJECTED, Reason.DUPLICATE))]\n"
+        "                winner = current\n"
+        "            decisions.append(_Decided(voter, current, stood, winner, fates, repeats))",
+    ),
+)
+_control(
+    "tally-apart",
+    "the tallies change in a transaction of their own",
+    "child-killed",
+    Edit(
+        "polls/counting.py",
+        "        self.change_tallies()\n        return self\n",
+        "        return self\n",
+    ),
+    Edit(
+        "polls/counting.py",
+        "        count = _Count(cursor).run(votes)\n",
+        "        count = _Count(cursor).run(votes)\n    with connection.cursor() as cursor:\n"
+        "        count.cursor = cursor\n        count.change_tallies()\n",
+    ),
+)

@@ -1,0 +1,103 @@
+"""Time: clocks are wrong, beat runs twice, a poll ends."""
+
+import time
+from datetime import UTC, datetime, timedelta
+
+from chaos.scenario import scenario
+from chaos.stage import Edit, Stage
+
+_MINUTES = 5 * 60
+
+
+def _set_clock(stage: Stage, seconds: int) -> None:
+    part = stage.root / "clock.part"
+    part.write_text(str(seconds * 1_000_000))
+    part.replace(stage.root / "clock")
+
+
+def _open_earlier(stage: Stage) -> None:
+    """Open the polls long before any clock's now."""
+    stage.execute("UPDATE polls SET opens_at = opens_at - interval '1 hour'")
+    _set_clock(stage, 0)
+    stage.pause(2, 3)  # until the web process knows
+
+
+@scenario(
+    "the web process's clock jumps by five minutes, to and fro",
+    edits=(
+        Edit(
+            "polls/moments.py",
+            "    return time.time_ns() // 1000\n",
+            "    from pathlib import Path\n\n"
+            '    ahead = Path("clock")\n'
+            "    return time.time_ns() // 1000 + (int(ahead.read_text()) if ahead.exists() else 0)\n",
+        ),
+    ),
+    before=_open_earlier,
+    stage={"clock_error": 2 * _MINUTES},
+)
+def clock_jumps(stage: Stage) -> None:
+    for seconds in (_MINUTES, 0, -_MINUTES, 0, _MINUTES, -_MINUTES, 0):
+        stage.pause(1.5, 2.5)
+        _set_clock(stage, seconds)
+        stage.did()
+        if stage.dice.random() < 0.5:
+            stage.kill("web")  # else the process goes on from the latest moment that it gave to a vote
+
+
+# --- The end of a poll ----------------------------------------------------------------------------------------------------
+
+_SHORT = {"env": {"FINAL_AFTER_SECONDS": "4"}}
+
+
+def _add_short_poll(stage: Stage) -> None:
+    stage.closes_at = datetime.now(UTC) + timedelta(seconds=10)
+    stage.polls.append(stage.make_poll(closes_at=stage.closes_at.isoformat(), allow_change=True))
+
+
+def _wait_until_closed(stage: Stage) -> None:
+    time.sleep(max(0, (stage.closes_at - datetime.now(UTC)).total_seconds()))
+
+
+def _is_final_once(stage: Stage) -> None:
+    poll_id, end = stage.polls[-1]["id"], stage.closes_at.isoformat()
+    give_up_at = time.monotonic() + 60
+    while not _is_final(stage):
+        if time.monotonic() > give_up_at:
+            stage.complaints.append("the poll did not become final")
+            return
+        time.sleep(0.5)
+    for action in ("closed", "finalised"):
+        times = stage.query(f"SELECT count(*) FROM journal WHERE poll_id = '{poll_id}' AND action = '{action}'")[0][0]
+        if times != 1:
+            stage.complaints.append(f"the poll was {action} {times} times")
+    if late := stage.query(f"SELECT count(*) FROM votes WHERE poll_id = '{poll_id}' AND accepted_at >= '{end}'")[0][0]:
+        stage.complaints.append(f"{late} votes were accepted after the end")
+
+
+def _is_final(stage: Stage) -> bool:
+    return bool(stage.query(f"SELECT finalised_at IS NOT NULL FROM polls WHERE id = '{stage.polls[-1]['id']}'")[0][0])
+
+
+@scenario("a poll ends while its votes are on their way and the worker is away", before=_add_short_poll, after=_is_final_once, stage=_SHORT)
+def closes_meanwhile(stage: Stage) -> None:
+    stage.pause(3, 4)
+    stage.stack.stop("worker")
+    stage.did()
+    _wait_until_closed(stage)
+    # FINAL_AFTER_SECONDS (4 here) and the age that the broker's figures may have (15) are over.
+    stage.pause(27, 28)
+    if _is_final(stage):
+        stage.complaints.append("the poll was final with votes in the queue")
+    stage.stack.start("worker")
+    stage.pause(2, 3)
+
+
+@scenario("two beats, and one dies", before=_add_short_poll, after=_is_final_once, stage={**_SHORT, "twins": ("beat",)})
+def two_beats(stage: Stage) -> None:
+    for _ in range(3):
+        stage.pause(1, 2)
+        stage.kill("beat2")
+    _wait_until_closed(stage)
+    stage.kill("beat")
+    stage.pause(2, 3)

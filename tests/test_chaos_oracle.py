@@ -1,0 +1,222 @@
+"""The oracle of `make chaos`: each judgement true once and false once, by what clients noted and what was found in the tables."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from chaos import controls
+from chaos.ledger import Ledger, Vote, read
+from chaos.oracle import Tables, judge
+from chaos.scenario import ALL
+from stack.folder import ROOT
+
+FIRST, LAST = "first stands", "last stands"
+START = datetime(2026, 11, 20, 9, tzinfo=UTC)
+
+
+def microseconds(seconds):
+    return int((START + timedelta(seconds=seconds)).timestamp() * 1_000_000)
+
+
+class Notes(Ledger):
+    """A ledger, written with a clock of its own: seconds since START."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.path, self.attempt = path, 0
+
+    def send(self, voter, option="soup", key=None, poll=FIRST, at=0.0):
+        self.attempt += 1
+        self._write(["sent", self.attempt, microseconds(at), *Vote(poll, voter, option, key or f"key of {voter}")])
+        return self.attempt
+
+    def answer(self, attempt, status, id=None, accepted_at=0.0, at=None):
+        moment = (START + timedelta(seconds=accepted_at)).isoformat() if id else None
+        self._write(["answered", attempt, microseconds(accepted_at if at is None else at), status, id, moment, None])
+
+    def accept(self, voter, id, at=0.0, **vote):
+        """Note a vote that was accepted at once."""
+        self.answer(self.send(voter, at=at, **vote), 202, id, at)
+
+    def judge(self, stored, standing=(), **rest):
+        """`stored`: ids, one for each outcome; the last stands unless `standing` says which."""
+        self.sync()
+        outcomes = {id: list(stored).count(id) for id in stored}
+        return judge([self.path], Tables(outcomes, frozenset(standing)), {FIRST: False, LAST: True}, rest.pop("drift", ()), **rest)
+
+
+@pytest.fixture
+def notes(tmp_path):
+    return Notes(tmp_path / "ledger")
+
+
+def test_what_was_accepted_and_counted_once_is_no_fault(notes):
+    notes.accept("alice", "a")
+    notes.accept("bob", "b")
+
+    verdict = notes.judge(["a", "b"], standing=["a", "b"])
+
+    assert (verdict.accepted, verdict.attempts, verdict.faults) == (2, 2, 0)
+
+
+def test_an_accepted_vote_without_an_outcome_is_lost(notes):
+    notes.accept("alice", "a")
+    notes.accept("bob", "b")
+
+    verdict = notes.judge(["a"], standing=["a"])
+
+    assert verdict.lost == 1
+    assert "bob" in verdict.examples[0]
+
+
+def test_a_vote_with_two_outcomes_is_doubled(notes):
+    notes.accept("alice", "a")
+
+    assert notes.judge(["a", "a"], standing=["a"]).doubled == 1
+
+
+def test_a_vote_that_nobody_sent_is_unexpected(notes):
+    notes.accept("alice", "a")
+
+    assert notes.judge(["a", "from nowhere"], standing=["a"]).unexpected == 1
+
+
+@pytest.mark.parametrize("status", [0, 503])
+@pytest.mark.parametrize(("stored", "unexpected"), [([], 0), (["x"], 0), (["x", "y"], 1)])
+def test_an_attempt_without_a_definite_answer_may_count_once_or_not_at_all(notes, status, stored, unexpected):
+    notes.answer(notes.send("alice"), status)
+
+    verdict = notes.judge(stored)
+
+    assert (verdict.unclear, verdict.unexpected, verdict.lost) == (1, unexpected, 0)
+
+
+def test_an_attempt_that_was_never_answered_is_unclear_too(notes):
+    notes.send("alice")
+
+    verdict = notes.judge(["x"])
+
+    assert (verdict.unclear, verdict.unexpected) == (1, 0)
+
+
+def test_a_refused_vote_must_not_be_stored(notes):
+    notes.answer(notes.send("alice"), 409)
+
+    assert notes.judge([]).faults == 0
+    assert notes.judge(["x"]).unexpected == 1
+
+
+@pytest.mark.parametrize(("poll", "right", "wrong"), [(FIRST, "a1", "a2"), (LAST, "a2", "a1")])
+def test_of_two_votes_the_one_stands_that_the_poll_says(notes, poll, right, wrong):
+    notes.accept("alice", "a2", at=2, option="salad", key="2", poll=poll)
+    notes.accept("alice", "a1", at=1, option="soup", key="1", poll=poll)
+
+    assert notes.judge(["a1", "a2"], standing=[right]).wrong == 0
+    assert notes.judge(["a1", "a2"], standing=[wrong]).wrong == 1
+    assert notes.judge(["a1", "a2"], standing=[right, wrong]).wrong == 1
+    assert notes.judge(["a1", "a2"], standing=[]).wrong == 1
+
+
+@pytest.mark.parametrize(("poll", "right", "wrong"), [(FIRST, "a", "b"), (LAST, "b", "a")])
+def test_of_two_votes_of_one_moment_the_ids_decide(notes, poll, right, wrong):
+    for id in ("a", "b"):
+        notes.accept("alice", id, at=1, option=id, key=id, poll=poll)
+
+    assert notes.judge(["a", "b"], standing=[right]).wrong == 0
+    assert notes.judge(["a", "b"], standing=[wrong]).wrong == 1
+
+
+def test_of_two_votes_with_one_key_the_first_stands_even_where_the_last_does(notes):
+    notes.accept("alice", "a1", at=1, option="soup", key="same", poll=LAST)
+    notes.accept("alice", "a2", at=2, option="salad", key="same", poll=LAST)
+
+    assert notes.judge(["a1", "a2"], standing=["a1"]).wrong == 0
+    assert notes.judge(["a1", "a2"], standing=["a2"]).wrong == 1
+
+
+def test_a_repeated_vote_was_accepted_when_it_was_accepted_first(notes):
+    notes.accept("alice", "a1", at=1, option="soup", key="1")
+    notes.accept("alice", "a2", at=2, option="salad", key="2")
+    notes.accept("alice", "a1", at=3, option="soup", key="1")
+
+    verdict = notes.judge(["a1", "a2"], standing=["a1"])
+
+    assert (verdict.accepted, verdict.wrong) == (2, 0)
+    assert notes.judge(["a1", "a2"], standing=["a2"]).wrong == 1
+
+
+@pytest.mark.parametrize("standing", [["a1"], ["a2"]])
+def test_a_vote_with_an_unclear_attempt_may_have_been_accepted_at_once_or_later(notes, standing):
+    notes.answer(notes.send("alice", "soup", key="1", at=1), 0)
+    notes.accept("alice", "a2", at=2, option="salad", key="2")
+    notes.accept("alice", "a1", at=3, option="soup", key="1")
+
+    assert notes.judge(["a1", "a2"], standing=standing).wrong == 0
+
+
+def test_an_unclear_attempt_after_a_certain_vote_can_not_come_before_it(notes):
+    notes.accept("alice", "a1", at=1, option="soup", key="1")
+    notes.answer(notes.send("alice", "salad", key="2", at=2), 0)
+
+    assert notes.judge(["a1"], standing=["a1"]).wrong == 0
+    assert notes.judge(["a1", "x"], standing=["x"]).wrong == 1
+
+
+def test_clocks_that_are_wrong_by_so_much_may_have_it_the_other_way_round(notes):
+    notes.accept("alice", "a1", at=1, option="soup", key="1")
+    notes.answer(notes.send("alice", "salad", key="2", at=2), 0)
+
+    assert notes.judge(["a1", "x"], standing=["x"], clock_error=2_000_000).wrong == 0
+
+
+def test_tallies_that_were_not_the_count_of_the_votes_are_drift(notes):
+    notes.accept("alice", "a")
+
+    assert notes.judge(["a"], standing=["a"], drift=[]).drifted == 0
+    assert notes.judge(["a"], standing=["a"], drift=["poll", "poll"]).drifted == 2
+
+
+def test_the_slowest_answer_and_the_longest_stall_are_found(notes):
+    for voter, sent_at, answered_at in (("alice", 0, 0.5), ("bob", 3, 3.25), ("carol", 4, 6)):
+        notes.answer(notes.send(voter, at=sent_at), 202, voter, at=answered_at)
+
+    verdict = notes.judge(["alice", "bob", "carol"], standing=["alice", "bob", "carol"])
+
+    assert (verdict.longest_answer, verdict.longest_stall) == (2, 2.75)
+
+
+@pytest.mark.parametrize(("next_fault_at", "seconds"), [(20, 3), (6, 2)])
+def test_a_return_is_as_long_as_the_next_accepted_vote_takes_or_until_the_next_fault(notes, next_fault_at, seconds):
+    for id, at in (("a", 1), ("b", 7), ("c", 8)):
+        notes.accept(id, id, at=at)
+
+    verdict = notes.judge(["a", "b", "c"], standing=["a", "b", "c"], returns=[(microseconds(4), microseconds(next_fault_at))])
+
+    assert verdict.longest_return == seconds
+
+
+def test_several_ledgers_are_one(notes, tmp_path):
+    other = Notes(tmp_path / "ledger.1")
+    other.accept("bob", "b")
+    other.sync()
+    notes.accept("alice", "a")
+    notes.sync()
+
+    verdict = judge([notes.path, other.path], Tables({"a": 1}, frozenset("a")), {FIRST: False}, [])
+
+    assert (verdict.accepted, verdict.lost) == (2, 1)
+
+
+def test_a_line_that_was_cut_off_is_none(notes):
+    notes.send("alice")
+    notes.sync()
+    with notes.path.open("a") as file:
+        file.write('["sent", 2')
+
+    assert len(list(read(notes.path))) == 1
+
+
+@pytest.mark.parametrize("scenario", [each for each in [*ALL.values(), *controls.ALL.values()] if each.edits], ids=lambda each: each.name)
+def test_what_is_to_be_broken_is_still_there(scenario):
+    for edit in scenario.edits:
+        assert (ROOT / edit.file).read_text().count(edit.old) == 1, f"{edit.file}: {edit.old}"
