@@ -83,7 +83,7 @@ def rule_on_case(case_id: int, ruling: Ruling, act: Act) -> list[Decision]:
         poll_ids = list(keeps_out.order_by("poll_id").values_list("poll_id", flat=True).distinct())
     decisions = [_settle(poll_id, _declare(poll_id, [selector], ruling, act, [case.pk])) for poll_id in poll_ids]
     if not decisions:
-        _say_in(SuspiciousIP.objects.filter(pk=case.pk).values_list("pk", flat=True), ruling, act)
+        _say_in([case.pk], ruling, act)
         decisions = [_record(ruling, act, None, [case.pk])]
         if case.poll_id:
             compare(case.poll_id, act.at)
