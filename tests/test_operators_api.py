@@ -226,7 +226,9 @@ def test_a_letter_that_still_cant_be_counted_comes_back_and_is_replayed_again(op
         wait_until(lambda: [letter.message_id for letter in deadletters.peek()] == [headers["id"]])
 
 
-@pytest.mark.parametrize("message_id", ["unknown", "051d4c87-c447-4961-ae95-889539c81fd5", "%20", "%00", "%0A", "%FF", "'--", "a" * 300, "%F0%9F%8D%B2"])
+@pytest.mark.parametrize(
+    "message_id", ["unknown", "051d4c87-c447-4961-ae95-889539c81fd5", "%20", "%00", "%0A", "%FF", "'--", "a" * 300, "%F0%9F%8D%B2"]
+)
 def test_an_id_that_no_letter_has_replays_nothing(operator, bury, message_id):
     bury({}, b"{")  # has no id at all
     assert_refused(operator.send("POST", one(message_id)), problems.NOT_FOUND)
