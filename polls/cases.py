@@ -20,7 +20,7 @@ SOFT_LIMIT = "soft_limit"
 MAX_SHOWN = 20
 MAX_ADDRESSES = 10
 
-# The votes that fit a case, whatever became of them. Cost: those of its subnet are read (the index votes_of_a_subnet).
+# The votes that fit a case, whatever became of them. Cost: those of its subnet are read (the index votes_of_a_network).
 _THEIRS = """
     WITH theirs AS (
         SELECT poll_id, voter_key, selection, accepted_at, address_key, signature_key, 'counted' AS outcome
