@@ -13,7 +13,7 @@ django_application = get_asgi_application()  # also loads the settings and model
 from django.conf import settings  # noqa: E402 - all of these need Django to be set up
 from starlette.middleware.cors import CORSMiddleware  # noqa: E402
 
-from core import bodies, deprecations, health  # noqa: E402
+from core import bodies, deprecations, exporting, health  # noqa: E402
 from polls.intake import Intake  # noqa: E402
 
 served = deprecations.announced(Intake(behind=bodies.bounded(django_application)), deprecations.DEPRECATED)  # type: ignore[arg-type] # dict and Mapping
@@ -37,12 +37,19 @@ served_across_origins = CORSMiddleware(
 )
 
 
+readiness = health.Readiness()
+
+
 async def application(scope, receive, send):  # type: ignore[no-untyped-def]
     """The ASGI application that uvicorn runs."""
+    if scope["type"] == "lifespan":
+        exporting.start()
     if scope["type"] != "http":
         await served(scope, receive, send)
     elif scope["path"] == "/healthz":
         await health.say_alive(send)
+    elif scope["path"] == "/readyz":
+        await readiness.say(send)
     elif any(name == b"origin" for name, _ in scope["headers"]):
         await served_across_origins(scope, receive, send)
     else:

@@ -1,14 +1,15 @@
 """Celery's app: the settings above CELERY_, the tasks, the queues, the schedule."""
 
 import gc
-import logging.config
 import os
+from typing import Any
 
 from celery import Celery
-from celery.signals import setup_logging, task_failure, worker_process_init
+from celery.signals import celeryd_after_setup, setup_logging, task_failure, worker_process_init
 from django.conf import settings
 from django.db import connection
 
+from core import logs
 from tasks import queues
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "core.settings")
@@ -29,13 +30,21 @@ def add_queues(sender: Celery, **_: object) -> None:
 @setup_logging.connect
 def log_like_django(**_: object) -> None:
     """Keep Celery from setting up its own loggers: one format for all processes."""
-    logging.config.dictConfig(settings.LOGGING)
+    logs.configure(settings.LOGGING)
 
 
 @task_failure.connect
 def drop_the_connection(**_: object) -> None:
     """Give the next task a new database connection: with CELERY_DB_REUSE_MAX a broken one would be kept for good."""
     connection.close()
+
+
+@celeryd_after_setup.connect
+def export_figures(instance: Any, **_: object) -> None:
+    """Let Prometheus see the worker's figures, before its children are there; those of the whole installation are with the clock's jobs."""
+    from core import exporting  # it needs Django's models, which are not there while this module is read
+
+    exporting.start(watches=settings.PERIODIC_QUEUE in instance.app.amqp.queues.consume_from)
 
 
 @worker_process_init.connect

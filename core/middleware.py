@@ -1,12 +1,15 @@
 """What happens to every request that reaches Django."""
 
+import logging
 from collections.abc import Callable
 from uuid import uuid4
 
 from asgiref.sync import async_to_sync
+from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.utils.timezone import now
 
+from core import logs
 from polls import accepting, clients, throttling
 from polls.accepting import Caller
 from polls.api import errors
@@ -14,7 +17,25 @@ from polls.api.callers import caller_of
 from polls.intake import REQUEST_ID
 from polls.problems import Refusal
 
+logger = logging.getLogger(__name__)
+
 GetResponse = Callable[[HttpRequest], HttpResponse]
+
+
+class PagePolicies:
+    """Tell browsers what a page may load (SECURE_CSP, or what the page's view says), and that it wants no camera and the like."""
+
+    def __init__(self, get_response: GetResponse) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        response = self.get_response(request)
+        response["Permissions-Policy"] = "camera=(), geolocation=(), microphone=(), payment=(), usb=()"
+        if settings.DEBUG and response.status_code in (404, 500):  # Django's own page about the error, which styles itself
+            return response
+        sources = {**settings.SECURE_CSP, **getattr(response, "more_sources", {})}
+        response["Content-Security-Policy"] = "; ".join(f"{what} {' '.join(allowed)}" for what, allowed in sources.items())
+        return response
 
 
 class OptionalSlash:
@@ -41,8 +62,14 @@ class Manners:
     def __call__(self, request: HttpRequest) -> HttpResponse:
         given = request.headers.get("X-Request-ID", "")
         request.given_id = given if REQUEST_ID.fullmatch(given) else None  # type: ignore[attr-defined]
-        response = self._refused(request) or self.get_response(request)
-        response["X-Request-ID"] = request.given_id or str(uuid4())  # type: ignore[attr-defined]
+        request_id = request.given_id or str(uuid4())  # type: ignore[attr-defined]
+        named = logs.request_id.set(request_id)
+        try:
+            response = self._refused(request) or self.get_response(request)
+            _tell(request, response)
+        finally:
+            logs.request_id.reset(named)
+        response["X-Request-ID"] = request_id
         if rate := getattr(request, "rate", None):
             for name, value in rate.headers.items():
                 response[name] = value
@@ -65,6 +92,14 @@ class Manners:
         finally:
             request.rate = caller.rate  # type: ignore[attr-defined]
         return None
+
+
+def _tell(request: HttpRequest, response: HttpResponse) -> None:
+    """Log what was decided, by the route: an address may hold a receipt or a token. Who only reads is told at DEBUG."""
+    level = logging.DEBUG if request.method in ("GET", "HEAD", "OPTIONS") else logging.INFO
+    if logger.isEnabledFor(level):
+        route = request.resolver_match.route if request.resolver_match else "?"
+        logger.log(level, "%s %s: %d", request.method, route, response.status_code)
 
 
 def _refuse_blocked(request: HttpRequest, caller: Caller, client_key: str | None) -> None:

@@ -3,9 +3,12 @@
 import json
 import logging
 import re
+import ssl
 from datetime import timedelta
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
 from urllib.parse import urlsplit
 
 import environ
@@ -20,6 +23,20 @@ if (BASE_DIR / ".env").exists():
 
 # The readers below raise ImproperlyConfigured, with a sentence, where django-environ would guess: to it "1e3" is 13,
 # "2 minutes" is 2, and DEBUG=yess is False.
+
+
+def confidential(name: str, *, default: str) -> str:
+    """Read what may hold a secret: from the environment, or from the file that <name>_FILE names there."""
+    path: str = env.str(f"{name}_FILE", default="")
+    if not path:
+        value: str = env.str(name, default=default)
+        return value
+    if env.str(name, default=""):
+        raise ImproperlyConfigured(f"Both {name} and {name}_FILE are set; set one of them.")
+    try:
+        return Path(path).read_text().strip()  # whoever writes it with an editor or echo adds a line's end
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ImproperlyConfigured(f"{name}_FILE is {path!r}, and that can't be read ({type(exc).__name__}).") from None
 
 
 def switch(name: str, *, default: bool) -> bool:
@@ -65,7 +82,7 @@ _DEVELOPMENT_SECRET = "development only: this value is in the repository, so it 
 
 def secret(name: str, purpose: str) -> str:
     """Read a secret; outside DEBUG the development value, an empty or a short one stops the start."""
-    value: str = env.str(name, default=_DEVELOPMENT_SECRET)
+    value = confidential(name, default=_DEVELOPMENT_SECRET)
     if not DEBUG and (value == _DEVELOPMENT_SECRET or len(value) < 50):
         raise ImproperlyConfigured(
             f"{name} ({purpose}) must be set to at least 50 random characters when DEBUG is off. Make one with: "
@@ -90,26 +107,61 @@ for _origin in CORS_ALLOWED_ORIGINS:
 
 # --- Services --------------------------------------------------------------------------------------------------------
 
-_database_url = env.str("DATABASE_URL", default="postgres://nexus@127.0.0.1:5432/nexus")
-try:
-    if not _database_url.startswith(("postgres://", "postgresql://")):
-        raise ValueError
-    DATABASES = {"default": env.db_url_config(_database_url)}
-except ValueError:  # its text may hold the password
-    raise ImproperlyConfigured(
-        "DATABASE_URL must read postgres://user:password@host:port/name: counting relies on PostgreSQL's own statements."
-    ) from None
-DATABASES["default"]["OPTIONS"] = {
-    "connect_timeout": 2,  # seconds; libpq takes nothing shorter
-    # No statement, lock or forgotten transaction may hold the counting of others for long (milliseconds).
-    "options": "-c statement_timeout=15000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=30000",
-    **DATABASES["default"].get("OPTIONS", {}),
+
+def database(name: str, url: str, *, writes: bool) -> dict[str, Any]:
+    """Return Django's configuration for the PostgreSQL of this URL. It may name several hosts, which are tried in turn."""
+    try:
+        if not url.startswith(("postgres://", "postgresql://")):
+            raise ValueError
+        config: dict[str, Any] = env.db_url_config(url)
+    except ValueError:  # its text may hold the password
+        raise ImproperlyConfigured(
+            f"{name} must read postgres://user:password@host:port/name: counting relies on PostgreSQL's own statements."
+        ) from None
+    hosts = urlsplit(url).netloc.rpartition("@")[2].split(",")
+    if len(hosts) > 1 and not (
+        all(re.fullmatch(r"[^:]+:\d{1,5}", host) for host in hosts) or all(re.fullmatch(r"[^:]+", host) for host in hosts)
+    ):
+        raise ImproperlyConfigured(f"{name} with several hosts must read postgres://user:password@host:port,host:port/name.")
+    wanted = config.get("OPTIONS", {}).get("target_session_attrs")
+    if wanted not in (None, "any", "read-write", "read-only", "primary", "standby", "prefer-standby"):
+        raise ImproperlyConfigured(f"{name}: PostgreSQL knows no such target_session_attrs; use read-write or prefer-standby.")
+    if writes and len(hosts) > 1 and wanted not in ("read-write", "primary"):
+        raise ImproperlyConfigured(
+            f"{name} names {len(hosts)} hosts: it must end in ?target_session_attrs=read-write, or a standby may be taken for the primary."
+        )
+    config["OPTIONS"] = {
+        "connect_timeout": 2,  # seconds for each host; libpq takes nothing shorter
+        # A host that vanishes says no goodbye: whoever waits for its answer gives up after 5 + 3 * 2 s.
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 10_000,  # milliseconds that what was sent may stay unacknowledged
+        # No statement, lock or forgotten transaction may hold the counting of others for long (milliseconds).
+        "options": "-c statement_timeout=15000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=30000",
+        **config.get("OPTIONS", {}),
+    }
+    return config
+
+
+DATABASES = {
+    "default": database("DATABASE_URL", confidential("DATABASE_URL", default="postgres://nexus@127.0.0.1:5432/nexus"), writes=True)
 }
+# A standby of the same PostgreSQL, where the results that everybody may see are read; from the primary while it is away or far behind.
+if _replica_url := confidential("REPLICA_URL", default=""):
+    DATABASES["replica"] = database("REPLICA_URL", _replica_url, writes=False) | {"TEST": {"MIRROR": "default"}}
+# The roles that web processes, and that workers and beat log in as, if not as the owner of the tables: `manage.py setup` gives them what
+# they need, and nothing more (polls/privileges.py).
+WEB_DATABASE_ROLE = env.str("WEB_DATABASE_ROLE", default="")
+WORKER_DATABASE_ROLE = env.str("WORKER_DATABASE_ROLE", default="")
+for _name, _role in (("WEB_DATABASE_ROLE", WEB_DATABASE_ROLE), ("WORKER_DATABASE_ROLE", WORKER_DATABASE_ROLE)):
+    if not re.fullmatch(r"[A-Za-z0-9_-]{0,63}", _role):
+        raise ImproperlyConfigured(f"{_name} is {_role!r}; a role's name has letters, digits, _ and -, up to 63.")
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # Shared throttling and caching only; the pipeline itself never needs it.
 try:
-    CACHES = {"default": env.cache_url("CACHE_URL", default="locmemcache://")}
+    CACHES = {"default": env.cache_url_config(confidential("CACHE_URL", default="locmemcache://") or "nothing://")}
 except ImproperlyConfigured:
     raise ImproperlyConfigured("CACHE_URL must read redis://host:port/number, or locmemcache:// for one in each process.") from None
 
@@ -117,9 +169,19 @@ except ImproperlyConfigured:
 QUEUE_PREFIX = env.str("QUEUE_PREFIX", default="")
 if not re.fullmatch(r"(?!amq\.)[A-Za-z0-9_.-]{0,100}", QUEUE_PREFIX):
     raise ImproperlyConfigured("QUEUE_PREFIX takes up to 100 letters, digits, dots, - and _; amq. is RabbitMQ's own.")
-VOTES_QUEUE = QUEUE_PREFIX + "votes"
+# They take the votes in turns: in even minutes since 1970, and in odd ones (polls/turns.py).
+VOTES_QUEUES = (QUEUE_PREFIX + "votes.even", QUEUE_PREFIX + "votes.odd")
 DEAD_LETTER_QUEUE = QUEUE_PREFIX + "votes.dead"
 PERIODIC_QUEUE = QUEUE_PREFIX + "periodic"
+
+# Where each web process and worker tells Prometheus its figures; 0: nowhere. Nobody outside may reach it. Processes of one machine that
+# have the same one share it.
+METRICS_PORT = whole("METRICS_PORT", default=0, minimum=0, maximum=65_535)
+METRICS_HOST = env.str("METRICS_HOST", default="127.0.0.1")
+try:
+    ip_address(METRICS_HOST)
+except ValueError:
+    raise ImproperlyConfigured(f"METRICS_HOST is {METRICS_HOST!r}; it must be an address of this machine, such as 127.0.0.1.") from None
 
 # --- Taking and counting votes ---------------------------------------------------------------------------------------
 
@@ -129,6 +191,10 @@ TRUSTED_PROXIES = whole("TRUSTED_PROXIES", default=0, minimum=0, maximum=20)
 # Votes that one message carries at most. Chosen: a batch of 1,000 in one message is counted a third faster than in five; one is
 # under 100 KiB and counted in 10 ms. Single votes make bundles this large only when more than that many wait at once.
 BUNDLE_MAX_VOTES = whole("BUNDLE_MAX_VOTES", default=1000, minimum=1, maximum=10_000)
+
+# A web process's bundle that has room leaves this long after its last one at the earliest (seconds). Chosen: a few busy clients would else
+# make hundreds of bundles of one a second, each of which costs the workers as much as 50 votes; and nobody notices 3 ms.
+BUNDLE_SECONDS = number("BUNDLE_SECONDS", default=0.003, minimum=0, maximum=0.1)
 
 # How long a bundle may wait for the broker's confirm, and then for the outbox's commit. Together under the 4 s that a client waits at most.
 CONFIRM_SECONDS = number("CONFIRM_SECONDS", default=2, minimum=0.1, maximum=3.3)
@@ -156,8 +222,8 @@ RESULTS_CACHE_SECONDS = number("RESULTS_CACHE_SECONDS", default=0.25, minimum=0,
 # and CELERY_TASK_TIME_LIMIT ends the task after 15.
 DATABASE_PATIENCE_SECONDS = number("DATABASE_PATIENCE_SECONDS", default=600, minimum=1, maximum=840)
 
-# How long after its end a poll may become final (seconds), when figures of the broker's that are younger say that no vote is on its way;
-# they are up to 15 s old. More than CONFIRM_SECONDS + OUTBOX_SECONDS: by then every accepted vote is in queue or outbox, or counted.
+# How long after its end every vote of a poll has arrived (seconds): more than CONFIRM_SECONDS + OUTBOX_SECONDS. It is final when figures
+# of the broker's, which are up to 15 s old, have shown each queue of votes empty since then.
 FINAL_AFTER_SECONDS = number("FINAL_AFTER_SECONDS", default=45, minimum=4, maximum=86_400)
 
 # Outcomes of votes that do not stand are deleted this long after their poll closed.
@@ -205,7 +271,7 @@ KEY_ROTATION_HOURS = whole("KEY_ROTATION_HOURS", default=24, minimum=0, maximum=
 
 # The mail server. On the console a mail is read in the log, with the token in it: for development only. Without DEBUG, no mail is sent
 # until this is set.
-EMAIL_URL = env.str("EMAIL_URL", default="consolemail://" if DEBUG else "dummymail://")
+EMAIL_URL = confidential("EMAIL_URL", default="consolemail://" if DEBUG else "dummymail://")
 try:
     _email = env.email_url_config(EMAIL_URL)
     if _email["EMAIL_BACKEND"].endswith("smtp.EmailBackend") and not _email["EMAIL_HOST"]:
@@ -233,7 +299,7 @@ PASSWORD_RESET_TIMEOUT = 3600  # seconds that the token in the mail is good
 
 # --- Celery (the namespace CELERY_ is Celery's own) ------------------------------------------------------------------
 
-CELERY_BROKER_URL = env.str("CELERY_BROKER_URL", default="amqp://guest:guest@127.0.0.1:5672//")
+CELERY_BROKER_URL = confidential("CELERY_BROKER_URL", default="amqp://guest:guest@127.0.0.1:5672//")
 try:
     for _url in map(urlsplit, CELERY_BROKER_URL.split(";")):  # several are tried in turn
         if _url.scheme not in ("amqp", "amqps") or _url.port == 0:
@@ -242,15 +308,32 @@ except ValueError:  # its text may hold the password
     raise ImproperlyConfigured(
         "CELERY_BROKER_URL must read amqp://user:password@host:port/vhost (or amqps://): only RabbitMQ keeps the promise of the 202."
     ) from None
+if len({_url.split(":")[0] for _url in CELERY_BROKER_URL.split(";")}) > 1:
+    raise ImproperlyConfigured("CELERY_BROKER_URL must read amqps:// for every node, or for none.")
+
+
+class _NamedAnew(dict[str, Any]):
+    """kombu writes the host's name into this, once, and would expect it of the next node, too: whenever it looks, there is none."""
+
+    def __getitem__(self, key: str) -> Any:
+        return None if key == "server_hostname" else super().__getitem__(key)
+
+
+if CELERY_BROKER_URL.startswith("amqps:"):
+    # By itself Celery would take a certificate for any host. Who may sign one is OpenSSL's matter: its list, or the file of SSL_CERT_FILE.
+    CELERY_BROKER_USE_SSL = _NamedAnew(cert_reqs=ssl.CERT_REQUIRED, server_hostname=None)
 
 # RabbitMQ's management, which knows what workers hold. While it does not answer, no poll becomes final, and Flower shows no queues.
-BROKER_API_URL = env.str("BROKER_API_URL", default="http://guest:guest@127.0.0.1:15672/api/")
+BROKER_API_URL = confidential("BROKER_API_URL", default="http://guest:guest@127.0.0.1:15672/api/")
 try:
     for _url in map(urlsplit, BROKER_API_URL.split(";")):  # several are tried in turn
         if _url.scheme not in ("http", "https") or not _url.hostname or _url.port == 0:
             raise ValueError
 except ValueError:  # its text may hold the password
     raise ImproperlyConfigured("BROKER_API_URL must read http://user:password@host:15672/api/ (or https://).") from None
+
+# Flower's login, user:password. It does not start without.
+FLOWER_BASIC_AUTH = confidential("FLOWER_BASIC_AUTH", default="")
 
 # A worker acknowledges after the commit; what fails goes to votes.dead; what was interrupted is delivered again.
 CELERY_TASK_ACKS_LATE = True
@@ -261,6 +344,7 @@ CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_TIME_LIMIT = 900
 CELERY_TASK_CREATE_MISSING_QUEUES = False
 CELERY_TASK_DEFAULT_QUEUE = PERIODIC_QUEUE
+CELERY_TASK_DEFAULT_EXCHANGE = ""  # RabbitMQ's own; else everybody who publishes would need the right to make one
 CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TASK_SERIALIZER = "json"
 
@@ -281,7 +365,7 @@ CELERY_WORKER_SEND_TASK_EVENTS = True  # Flower shows each bundle as <37 votes>
 CELERY_DB_REUSE_MAX = 10_000  # tasks per database connection; after an error it is dropped at once
 
 CELERY_TIMEZONE = "UTC"
-CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
+CELERY_BEAT_SCHEDULER = "tasks.clock:NotingScheduler"
 CELERY_BEAT_MAX_LOOP_INTERVAL = 1
 # Intervals only: django-celery-beat can miss crontab runs after a pause. A run that waited longer than `expires` is
 # dropped, the next one catches up from the database's state.
@@ -319,6 +403,7 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
+    "core.middleware.PagePolicies",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "core.middleware.Manners",
     "core.middleware.OptionalSlash",
@@ -364,6 +449,19 @@ SECURE_HSTS_INCLUDE_SUBDOMAINS = not DEBUG
 SECURE_HSTS_PRELOAD = not DEBUG
 SESSION_COOKIE_SECURE = not DEBUG
 CSRF_COOKIE_SECURE = not DEBUG
+
+# What pages may load, and from where: files of ours, and nothing that stands inside a page. As Django 6 reads it.
+SECURE_CSP = {
+    "default-src": ["'none'"],
+    "script-src": ["'self'"],
+    "style-src": ["'self'"],
+    "img-src": ["'self'", "data:"],  # icons in the styles of Swagger UI and the admin
+    "font-src": ["'self'"],
+    "connect-src": ["'self'"],
+    "form-action": ["'self'"],
+    "base-uri": ["'none'"],
+    "frame-ancestors": ["'none'"],
+}
 
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [
@@ -422,22 +520,53 @@ SPECTACULAR_SETTINGS = {
     ],
 }
 
-# One line per event on standard output. No address, voter or choice is ever logged.
+# Where workers and beat note that they live, for `manage.py alive`. A file each, so it must be writable where all else is read-only.
+LIVENESS_FOLDER = Path(env.str("LIVENESS_FOLDER", default=gettempdir()))
+if not LIVENESS_FOLDER.is_dir():
+    raise ImproperlyConfigured(f"LIVENESS_FOLDER is {LIVENESS_FOLDER}; it must be a folder that exists.")
+
+# --- Log and error tracking ------------------------------------------------------------------------------------------
+
+# One line per event, on standard error: "text" for people, "json" for machines. No address, voter or choice is ever in it: without
+# DEBUG, exceptions are told by class and place, for their texts may quote a row.
+LOG_FORMAT = env.str("LOG_FORMAT", default="text" if DEBUG else "json")
+if LOG_FORMAT not in ("text", "json"):
+    raise ImproperlyConfigured(f"LOG_FORMAT is {LOG_FORMAT!r}; it must be text or json.")
 LOG_LEVEL = env.str("LOG_LEVEL", default="INFO").upper()
 if LOG_LEVEL not in logging.getLevelNamesMapping():
     raise ImproperlyConfigured(f"LOG_LEVEL is {LOG_LEVEL!r}; it must be DEBUG, INFO, WARNING, ERROR or CRITICAL.")
+# What these say at DEBUG holds SQL with its values, whole messages, and what clients sent.
+_talkative = ("django", "amqp", "kombu", "celery", "urllib3", "asyncio", "uvicorn", "tornado")
+_calm = "INFO" if LOG_LEVEL in ("DEBUG", "NOTSET") else LOG_LEVEL
+_NOWHERE = {"level": "CRITICAL", "handlers": ["nowhere"], "propagate": False}
+LOGGING_CONFIG = "core.logs.configure"
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "{asctime} {levelname:<7} {name}: {message}", "datefmt": "%H:%M:%S", "style": "{"}},
-    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "formatters": {"text": {"()": "core.logs.Text", "texts": DEBUG}, "json": {"()": "core.logs.Json", "texts": DEBUG}},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": LOG_FORMAT}, "nowhere": {"class": "logging.NullHandler"}},
     "root": {"handlers": ["console"], "level": LOG_LEVEL},
     "loggers": {
-        "django": {"handlers": [], "propagate": True},
+        **{name: {"level": _calm, "handlers": [], "propagate": True} for name in _talkative},
         "django.server": {"handlers": [], "propagate": True},
-        # One line per bundle and task would drown the rest, and at full rate cost a tenth of the worker.
+        # Only what went wrong on our side: any robot can ask for pages that are none, and its words would be in the log.
+        "django.request": {"level": "ERROR"},
+        "django.security.DisallowedHost": _NOWHERE,
+        "uvicorn.access": _NOWHERE,  # they would tell addresses
+        "tornado.access": _NOWHERE,
+        # One line per bundle is enough (tasks/votes.py); theirs cost a tenth of the worker at full rate.
         "celery.app.trace": {"level": "WARNING"},
         "celery.worker.strategy": {"level": "WARNING"},
-        "aiormq": {"level": "ERROR"},  # polls.publishing says the same once, in a sentence
+        "aiormq": {"level": "CRITICAL"},  # polls.publishing says the same once, in a sentence; its own may quote a message
     },
 }
+
+# Where unhandled errors are reported (Sentry, or what speaks its language): https://key@host/number. Empty: nowhere.
+SENTRY_DSN = confidential("SENTRY_DSN", default="")
+if SENTRY_DSN:
+    from core import errors  # only then: the library takes its time, and memory
+
+    try:
+        errors.report_to(SENTRY_DSN, "development" if DEBUG else "production")
+    except ValueError:  # its text may hold the key
+        raise ImproperlyConfigured("SENTRY_DSN must read https://key@host/number, or be empty.") from None

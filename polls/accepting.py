@@ -115,9 +115,9 @@ class Desk:
     def __init__(self) -> None:
         self.threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="desk")
         self._publisher = Publisher()
-        self._polls = Snapshots(PollSnapshot.read, settings.POLL_SNAPSHOT_SECONDS, self.threads)
-        self._clients = Snapshots(ClientSnapshot.read, settings.POLL_SNAPSHOT_SECONDS, self.threads)
-        self._blocked: Snapshots[None, BlockedNetworks] = Snapshots(_find_blocked, settings.POLL_SNAPSHOT_SECONDS, self.threads)
+        self._polls = Snapshots("polls", PollSnapshot.read, settings.POLL_SNAPSHOT_SECONDS, self.threads)
+        self._clients = Snapshots("clients", ClientSnapshot.read, settings.POLL_SNAPSHOT_SECONDS, self.threads)
+        self._blocked: Snapshots[None, BlockedNetworks] = Snapshots("blocks", _find_blocked, settings.POLL_SNAPSHOT_SECONDS, self.threads)
         self._codes = SharedReads(_find_codes, self.threads)
         self._limits = SharedReads(limits.find_reached, self.threads)
         self._statuses = SharedReads(receipts.find_statuses, self.threads)

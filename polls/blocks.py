@@ -11,7 +11,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from django.db import transaction
 from django.db.models import QuerySet
 
-from polls import problems
+from polls import journal, problems
 from polls.journal import Act
 from polls.models import Block, Decision, Ruling, SuspiciousIP
 from polls.moments import to_microseconds
@@ -20,7 +20,6 @@ from polls.voters import parse_address
 # The shortest prefix that can be blocked, by IP version: a provider's network, and nobody blocks half the internet by a typo.
 WIDEST = {4: 16, 6: 32}
 LONGEST = timedelta(days=366)
-MAX_REASON_LENGTH = 500
 
 
 class BlockedNetworks:
@@ -73,7 +72,7 @@ def block(network: str, until: datetime, act: Act, case: SuspiciousIP | None = N
     wanted = str(_blockable(network))
     if not act.at < until <= act.at + LONGEST:
         raise problems.INVALID.says(f"A block ends in the future, and at most {LONGEST.days} days from now.", pointer="/until")
-    _check_reason(act)
+    journal.require_reason(act)
     fields = {"until": until, "made_at": act.at, "actor": act.actor, "reason": act.reason}
     if case is not None:
         fields["case"] = case
@@ -85,7 +84,7 @@ def block(network: str, until: datetime, act: Act, case: SuspiciousIP | None = N
 
 def lift(block_id: int, act: Act) -> None:
     """Let the network in again, before its time. Raises Refusal where no such block is in force."""
-    _check_reason(act)
+    journal.require_reason(act)
     with transaction.atomic():
         found = active(act.at).select_for_update().filter(pk=block_id).first()
         if found is None:
@@ -104,11 +103,6 @@ def _record(ruling: Ruling, about: Block, act: Act) -> None:
     """Add the decision. It outlives the block, so it names no network."""
     cases = [] if about.case_id is None else [about.case_id]
     Decision.objects.create(at=act.at, actor=act.actor, ruling=ruling, reason=act.reason, cases=cases)
-
-
-def _check_reason(act: Act) -> None:
-    if not act.reason.strip() or len(act.reason) > MAX_REASON_LENGTH:
-        raise problems.INVALID.says(f"Say why, in at most {MAX_REASON_LENGTH} characters.", pointer="/reason")
 
 
 def _blockable(text: str) -> IPv4Network | IPv6Network:

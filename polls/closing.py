@@ -48,10 +48,10 @@ def close_expired_polls(at: datetime) -> int:
     return _by_the_clock(_CLOSING, "closed", PollStatus.OPEN, PollStatus.CLOSING, at)
 
 
-def due_to_be_final(at: datetime) -> list[UUID]:
-    """Return the polls whose end is FINAL_AFTER_SECONDS ago, and which nobody has called final."""
+def due_to_be_final(at: datetime) -> dict[UUID, datetime]:
+    """Return the polls whose end is FINAL_AFTER_SECONDS ago, and which nobody has called final, with their ends."""
     due = Poll.objects.filter(finalised_at=None, archived_at=None, published_at__isnull=False, closed_at__isnull=False)
-    return list(due.filter(closes_at__lte=ended_by(at)).values_list("id", flat=True))
+    return dict(due.filter(closes_at__lte=_ended_by(at)).values_list("id", "closes_at"))
 
 
 def finalise_polls(at: datetime, polls: Collection[UUID]) -> int:
@@ -63,7 +63,7 @@ def _by_the_clock(statement: str, action: str, before: PollStatus, after: PollSt
     changes = json.dumps({"status": [before, after]})
     values: dict[str, Any] = {
         "at": at,
-        "ended_by": ended_by(at),
+        "ended_by": _ended_by(at),
         "polls": array(polls),
         "actor": CLOCK,
         "action": action,
@@ -77,7 +77,12 @@ def _by_the_clock(statement: str, action: str, before: PollStatus, after: PollSt
     return done
 
 
-def ended_by(at: datetime) -> datetime:
+def settled_at(closes_at: datetime) -> datetime:
+    """Return from when on every vote of a poll with this end is in a queue or the outbox, or counted."""
+    return closes_at + timedelta(seconds=settings.FINAL_AFTER_SECONDS)
+
+
+def _ended_by(at: datetime) -> datetime:
     """Return when a poll must have ended to be due."""
     return at - timedelta(seconds=settings.FINAL_AFTER_SECONDS)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,14 +13,14 @@ from uuid import UUID
 from django.db import DataError, IntegrityError, connection, transaction
 from django.db.backends.utils import CursorWrapper
 
-from polls import ballots, bundles
+from polls import ballots, bundles, metrics
 from polls.ballots import Fate, Selection
 from polls.bundles import AcceptedVote
 from polls.holds import NO_HOLDS, VOIDED, Holds, Origin, holds_of
 from polls.journal import CLOCK
 from polls.literals import array
 from polls.models import LimitMode, Outcome, Reason
-from polls.moments import from_microseconds, to_microseconds
+from polls.moments import from_microseconds, microseconds_now, to_microseconds
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ def count_bundle(bundle: object) -> Counter[str]:
     votes, unreadable = bundles.read(bundle)
     counted, refused = _count_what_the_database_takes(votes)
     if unreadable + refused:
+        metrics.uncountable.inc()
         raise UncountableVotesError(f"{unreadable + refused} of {len(votes) + unreadable} votes can't be read or stored")
     return counted
 
@@ -59,6 +61,11 @@ def _count_what_the_database_takes(votes: list[AcceptedVote]) -> tuple[Counter[s
     return first + second, refused_first + refused_second
 
 
+def in_words(outcomes: Counter[str]) -> str:
+    """Return "counted 35, rejected 2", as logs have it."""
+    return ", ".join(f"{outcome} {votes}" for outcome, votes in sorted(outcomes.items())) or "no votes"
+
+
 def count_votes(votes: Iterable[AcceptedVote]) -> Counter[str]:
     """Write the votes, their outcomes and the tallies in one transaction; return how many votes got which outcome.
 
@@ -69,18 +76,37 @@ def count_votes(votes: Iterable[AcceptedVote]) -> Counter[str]:
     Locks, always in this order and each sorted, so that two workers can't deadlock: the counting of each poll (shared; see
     `keep_counting_out`), polls (shared), network counts, votes, outcomes, tallies.
     """
+    started = time.monotonic()
     with transaction.atomic(), connection.cursor() as cursor:
         count = _Count(cursor).run(votes)
+        transaction.on_commit(lambda: _tell(count, started), robust=True)
     for poll_id, late in count.late.items():
         logger.error("%d votes came after poll %s was final; they are counted", late, poll_id)
     for vote, (outcome, reason) in count.set_aside:
-        logger.info("vote %s: %s, %s; request %s", vote.vote_id, outcome, reason, vote.request_id or vote.vote_id)
+        logger.info("vote %s: %s, %s; request %s", vote.vote_id, outcome, reason, vote.request_id or vote.vote_id, extra=_names(vote))
     if logger.isEnabledFor(logging.DEBUG):
         for vote in count.counted:
-            logger.debug("vote %s: counted; request %s", vote.vote_id, vote.request_id or vote.vote_id)
+            logger.debug("vote %s: counted; request %s", vote.vote_id, vote.request_id or vote.vote_id, extra=_names(vote))
     outcomes = Counter[str](outcome for _, (outcome, _) in count.set_aside)
     outcomes.update({Outcome.COUNTED: len(count.counted), "repeat": count.repeats})
     return +outcomes
+
+
+def _tell(count: _Count, started: float) -> None:
+    """Keep the figures of what has been committed."""
+    metrics.count_seconds.observe(time.monotonic() - started)
+    votes = count.counted + [vote for vote, _ in count.set_aside]
+    if votes:  # none of them a repeat, which would look like a vote that waited until now
+        metrics.lag_seconds.observe(max(0, microseconds_now() - min(vote.accepted_at for vote in votes)) / 1_000_000)
+    for (outcome, reason), number in Counter(fate for _, fate in count.set_aside).items():
+        metrics.decided.labels(outcome, reason).inc(number)
+    metrics.counted.inc(len(count.counted))
+    metrics.repeated.inc(count.repeats)
+
+
+def _names(vote: AcceptedVote) -> dict[str, object]:
+    """By what its line in the log can be found."""
+    return {"vote_id": vote.vote_id, "request_id": vote.request_id or vote.vote_id}
 
 
 def keep_counting_out(poll_id: UUID) -> None:

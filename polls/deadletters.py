@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -15,10 +17,13 @@ from amqp.basic_message import Message
 from amqp.exceptions import AMQPError, NotFound
 from celery import current_app
 from django.conf import settings
+from django.db import InterfaceError, OperationalError, transaction
+from django.db import connection as database
+from django.utils.timezone import now
 from kombu import Connection, Producer
 from kombu.exceptions import KombuError
 
-from polls import bundles, receipts
+from polls import bundles, receipts, stamps, turns
 from polls.bundles import AcceptedVote
 from polls.models import Poll
 from polls.moments import from_microseconds
@@ -32,6 +37,14 @@ MOST_READ = 1000
 MOST_LOOKED_THROUGH = 10_000
 # What can't be read in a dead letter is told of so many items.
 MOST_FAULTS = 20
+# A stamp: what the queues of votes looked like until then proves nothing, for replayed letters may have come after it. A replay sets it
+# ahead before it takes a letter, and again while it goes on; by longer than sending one letter takes.
+REPLAYED = "dead letters were replayed"
+REPLAY_AHEAD = timedelta(seconds=60)
+_SAID_AGAIN_SECONDS = 10
+# PostgreSQL's lock for who takes letters to look at them, and gives them back.
+_LOOKING = 5_401_201
+_GIVEN_BACK_SECONDS = 1
 # Headers by which RabbitMQ follows a dead letter; with them a replayed message could look like one in a circle, and be dropped.
 _DEATH_HEADERS = {"x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason", "x-delivery-count"}
 
@@ -87,7 +100,7 @@ class UnreachableError(Exception):
 def survey() -> list[QueueState]:
     """Return the state of each queue of ours. Like all here, raises UnreachableError when the broker does not answer."""
     with _connection() as connection:
-        return [_look_at(connection, name) for name in (settings.VOTES_QUEUE, settings.DEAD_LETTER_QUEUE, settings.PERIODIC_QUEUE)]
+        return [_look_at(connection, name) for name in (*settings.VOTES_QUEUES, settings.DEAD_LETTER_QUEUE, settings.PERIODIC_QUEUE)]
 
 
 def count() -> int:
@@ -98,57 +111,60 @@ def count() -> int:
 
 def peek(most: int = 100) -> list[DeadLetter]:
     """Return the oldest dead letters; they stay where they are."""
-    with _connection() as connection:
-        # Closing the channel gives back what was taken without an answer.
-        letters = [(message, *_read(message)) for message in _take(connection, most)]
+    with _looking_alone(), _connection() as connection:
+        letters = [(message, *_read(message)) for message in _borrow(connection, most)]
     polls = {vote.poll_id for _, votes, _ in letters for vote in votes}
     titles = dict(Poll.objects.filter(pk__in=polls).values_list("pk", "title"))
     return [_describe(message, votes, unreadable, titles) for message, votes, unreadable in letters]
 
 
-def polls_inside() -> set[UUID] | None:
-    """Return the polls whose votes are among the dead letters; None when one can't be read as a whole, or there are more than MOST_READ."""
-    with _connection() as connection:
+def polls_inside(at_least: int = 0) -> set[UUID] | None:
+    """Return the polls whose votes are among the dead letters; None when that can't be told.
+
+    Because one can't be read as a whole, there are more than MOST_READ, or fewer than there must be: then somebody holds some.
+    """
+    with _looking_alone(), _connection() as connection:
         letters = _depth(connection)
-        read = [_read(message) for message in _take(connection, min(letters, MOST_READ))] if letters else []
-    if letters != len(read) or any(unreadable != 0 for _, unreadable in read):
+        read = [_read(message) for message in _borrow(connection, min(letters, MOST_READ))]
+    if not at_least <= letters == len(read) or any(unreadable != 0 for _, unreadable in read):
         return None
     return {vote.poll_id for votes, _ in read for vote in votes}
 
 
 def replay(most: int | None = None) -> int:
-    """Send dead letters back to the queue of votes, oldest first; return how many. At most those there are now.
+    """Send dead letters back to the queues of votes, oldest first; return how many. At most those there are now.
 
     Repeatable, and safe to interrupt: a letter leaves only after the broker confirmed its copy, and counting a vote twice
     changes nothing. What still can't be counted comes back.
     """
     with _connection() as connection:
         replayed = 0
-        for message in _take(connection, most if most is not None else _depth(connection)):
+        for message in _take_out(connection, most if most is not None else _depth(connection)):
             _send_back(connection, message)
             replayed += 1
         return replayed
 
 
 def replay_one(message_id: str) -> int:
-    """Send the dead letter with this id back to the queue of votes, as `replay` does; return how many there were.
+    """Send the dead letter with this id back to the queues of votes, as `replay` does; return how many there were.
 
     None, when it is not among the oldest MOST_LOOKED_THROUGH, or was sent back before. Two, after a replay that broke off.
     """
     with _connection() as connection:
-        oldest = _take(connection, min(_depth(connection), MOST_LOOKED_THROUGH))
-        found = [message for message in oldest if message.properties.get("message_id") == message_id]
-        for message in found:
-            _send_back(connection, message)
-        return len(found)
+        replayed = 0
+        for message in _take_out(connection, min(_depth(connection), MOST_LOOKED_THROUGH)):
+            if message.properties.get("message_id") == message_id:
+                _send_back(connection, message)
+                replayed += 1
+        return replayed
 
 
 def _send_back(connection: Connection, message: Message) -> None:
-    """Put a copy into the queue of votes, and take the letter away once the broker confirmed the copy."""
+    """Put a copy into the queue whose turn it is, and take the letter away once the broker confirmed the copy."""
     known = message.properties
     Producer(connection).publish(
         message.body,
-        routing_key=settings.VOTES_QUEUE,
+        routing_key=turns.queue_at(time.time()),
         content_type=known.get("content_type", "application/octet-stream"),
         content_encoding=known.get("content_encoding", "binary"),
         headers={name: value for name, value in (message.headers or {}).items() if name not in _DEATH_HEADERS},
@@ -192,8 +208,48 @@ def _told_if_missing(name: str) -> Iterator[None]:
         raise UnreachableError(f"The broker has no queue {name}; `manage.py setup` makes it.") from exc
 
 
-def _take(connection: Connection, most: int) -> Iterator[Message]:
-    channel = connection.default_channel
+def _take_out(connection: Connection, most: int) -> Iterator[Message]:
+    """Yield letters to be sent back, REPLAYED ahead of each."""
+    say_again_at = 0.0
+    letters = _take(connection.default_channel, most)
+    while True:
+        if time.monotonic() >= say_again_at:
+            try:
+                with transaction.atomic(durable=True):  # committed before a letter leaves the place where finality.py looks for it
+                    stamps.stamp(REPLAYED, now() + REPLAY_AHEAD)
+            except (OperationalError, InterfaceError) as exc:
+                raise UnreachableError("The database does not answer, and must know of a replay first. Try again.") from exc
+            say_again_at = time.monotonic() + _SAID_AGAIN_SECONDS
+        if (letter := next(letters, None)) is None:
+            return
+        yield letter
+
+
+def _borrow(connection: Connection, most: int) -> list[Message]:
+    """Return letters after having given them back."""
+    if not most:
+        return []
+    with connection.channel() as channel:  # closing it gives back what was taken without an answer
+        letters = list(_take(channel, most))
+    # That takes the broker a moment, in which the next look would miss them.
+    give_up_at = time.monotonic() + _GIVEN_BACK_SECONDS
+    while _depth(connection) < len(letters) and time.monotonic() < give_up_at:
+        time.sleep(0.005)
+    return letters
+
+
+@contextmanager
+def _looking_alone() -> Iterator[None]:
+    """Let nobody else look meanwhile: what one has taken, another would not see."""
+    try:
+        with transaction.atomic(), database.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_xact_lock(%s)", [_LOOKING])
+            yield
+    except (OperationalError, InterfaceError) as exc:
+        raise UnreachableError("Somebody else is looking at the dead letters, or the database does not answer. Try again.") from exc
+
+
+def _take(channel: Any, most: int) -> Iterator[Message]:
     channel.auto_decode = False  # the very bytes, also of a message that nobody can read
     for _ in range(most):
         with _told_if_missing(settings.DEAD_LETTER_QUEUE):

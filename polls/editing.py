@@ -8,7 +8,7 @@ from uuid import UUID
 
 from django.conf import settings
 from django.contrib.auth.models import User
-from django.db import transaction
+from django.db import connection, transaction
 
 from polls import journal, networks, problems
 from polls.journal import Act
@@ -89,7 +89,8 @@ def delete_poll(poll_id: UUID, act: Act) -> None:
     with locked(poll_id, act) as poll:
         if (status := poll.status_at(act.at)) != PollStatus.DRAFT:
             raise problems.POLL_IN_USE.says(f"Only a draft can be deleted, and this poll is {status}. Archive it.")
-        poll.delete()
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT delete_draft(%s)", [poll.pk])
 
 
 def tag(poll: Poll, at: datetime) -> str:

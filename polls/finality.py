@@ -4,43 +4,63 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from http.client import HTTPException
+from threading import Thread
+from typing import TypeVar
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from urllib.request import ProxyHandler, Request, build_opener
 from uuid import UUID
 
 import msgspec
 from django.conf import settings
+from django.db import connections
 
-from polls import closing, deadletters, outbox
+from polls import closing, deadletters, outbox, stamps
 from polls.models import Poll, PollStatus
 
 logger = logging.getLogger(__name__)
 
+# How long a look takes at most, broker and network stuck included; and the broker's figures, of all its nodes together.
+LOOK_SECONDS = 3.5
 PATIENCE_SECONDS = 2
 # How old the broker's figures can be: quorum queues tell theirs every 5 s, and its management collects them every 5 s. 5 s to spare.
 FIGURES_AGE = timedelta(seconds=15)
+# What polls wait for is a matter for the log when they wait for longer. Chosen: two turns, and a minute.
+PATIENCE_WITH_POLLS = timedelta(minutes=3)
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Outstanding:
     """What may not be counted yet, wherever it waits."""
 
-    # Messages of all polls in the queue of votes, those that workers hold included; None: the broker does not tell.
+    # Messages of all polls in the queues of votes, those that workers hold included; None: the broker does not tell.
     bundles: int | None
+    # {queue of votes: a moment at which it was empty, the latest that is known}; without those that never were
+    emptied: Mapping[str, datetime]
+    # Until when dead letters may have been put back into a queue; None: there was no replay.
+    replayed: datetime | None
     # The polls whose votes are among the dead letters, and in the outbox; None: that can't be told, so it may be any poll.
     dead: Collection[UUID] | None
     kept: Collection[UUID] | None
 
-    def of(self, poll_id: UUID) -> str | None:
+    def of(self, poll_id: UUID, closes_at: datetime) -> str | None:
         """Return what the poll waits for before it can be final, in a sentence; None: for nothing."""
-        if self.bundles is None:
-            return "The broker does not tell what waits in its queue and with its workers."
-        if self.bundles:
-            return "Bundles of votes wait in the queue or with the workers."
+        settled_at = closing.settled_at(closes_at)
+        for queue in settings.VOTES_QUEUES:
+            emptied = self.emptied.get(queue)
+            if emptied is not None and emptied >= settled_at:
+                if self.replayed is None or emptied > self.replayed:
+                    continue
+                return f"{queue} has not been seen empty since dead letters were replayed."
+            if self.bundles is None:
+                return "The broker does not tell what waits in its queues and with its workers."
+            return f"{queue} has not been seen empty since the poll's end."
         if self.dead is None:
             return "Nobody can tell whose votes are among the dead letters."
         if poll_id in self.dead:
@@ -52,26 +72,46 @@ class Outstanding:
         return None
 
 
-def look() -> Outstanding:
-    """Return what may not be counted yet. Takes seconds when the broker does not answer.
+def look(at: datetime) -> Outstanding:
+    """Return what may not be counted yet. Asks the broker, for LOOK_SECONDS at most.
 
-    In the order in which a vote moves, so that none slips by from a place not yet seen to one seen before.
+    In the order in which a vote moves, so that none slips by from a place not yet seen to one seen before; and asks last whether dead
+    letters have left theirs.
     """
-    bundles = count_bundles()
-    dead = _polls_of_dead_letters() if bundles == 0 else None
-    return Outstanding(bundles, dead, outbox.polls_waiting())
+    give_up_at = time.monotonic() + LOOK_SECONDS
+    figures = _within(PATIENCE_SECONDS, _ask_management) or {}
+    held = {queue: figures[queue].held for queue in settings.VOTES_QUEUES if queue in figures}
+    letters = figures.get(settings.DEAD_LETTER_QUEUE)
+    dead = _within(give_up_at - time.monotonic(), lambda: _polls_of_dead_letters(letters.held)) if letters else None
+    known = stamps.read([*map(_emptied, settings.VOTES_QUEUES), deadletters.REPLAYED])
+    emptied = {queue: known[_emptied(queue)] for queue in settings.VOTES_QUEUES if _emptied(queue) in known}
+    for queue in held:
+        if not held[queue]:
+            emptied[queue] = max(at - FIGURES_AGE, emptied.get(queue, at - FIGURES_AGE))
+    return Outstanding(
+        bundles=sum(held.values()) if held else None,
+        emptied=emptied,
+        replayed=known.get(deadletters.REPLAYED),
+        dead=dead,
+        kept=outbox.polls_waiting(),
+    )
 
 
 def finalise_polls(at: datetime) -> int:
     """Mark the polls as final none of whose votes can be outstanding any more; return how many. Logs why others can't, when that changes.
 
-    A vote that was accepted in time is in the queue or the outbox FINAL_AFTER_SECONDS after the poll's end; figures that were
-    taken later, and say that queue and workers hold none, speak for it.
+    A vote that was accepted in time is in a queue or the outbox FINAL_AFTER_SECONDS after the poll's end. Each queue was empty at some
+    moment after that, not all at the same: each rests every other minute (turns.py). What is seen is remembered for later runs.
     """
     due = closing.due_to_be_final(at - FIGURES_AGE)
-    found = look() if due else None
-    reasons = {poll_id: found.of(poll_id) for poll_id in due} if found else {}
-    _tell({reason for reason in reasons.values() if reason})
+    if not due:
+        _tell(set())
+        return 0
+    found = look(at)
+    for queue, emptied in found.emptied.items():
+        stamps.stamp(_emptied(queue), emptied)
+    reasons = {poll_id: found.of(poll_id, closes_at) for poll_id, closes_at in due.items()}
+    _tell({reason for poll_id, reason in reasons.items() if reason and closing.settled_at(due[poll_id]) <= at - PATIENCE_WITH_POLLS})
     return closing.finalise_polls(at, [poll_id for poll_id, reason in reasons.items() if reason is None])
 
 
@@ -79,9 +119,30 @@ def why_not(poll: Poll, found: Outstanding, at: datetime) -> str | None:
     """Return why a poll that has closed is not final, in a sentence; None where it is, or has not closed."""
     if poll.status_at(at) != PollStatus.CLOSING:
         return None
-    if poll.closed_at is None or poll.closes_at > closing.ended_by(at - FIGURES_AGE):
+    if poll.closed_at is None or closing.settled_at(poll.closes_at) > at - FIGURES_AGE:
         return "Its end is not long enough ago for the broker's figures to speak of it."
-    return found.of(poll.pk)
+    return found.of(poll.pk, poll.closes_at)
+
+
+def _emptied(queue: str) -> str:
+    """Return by which name it is stamped when the queue was empty."""
+    return f"{queue} was empty"
+
+
+def _within(seconds: float, ask: Callable[[], _T]) -> _T | None:
+    """Return what `ask` returns; None after so many seconds. Then it ends by itself, whenever the network lets it."""
+    answers: list[_T] = []
+
+    def answer() -> None:
+        try:
+            answers.append(ask())
+        finally:
+            connections.close_all()  # this thread's
+
+    thread = Thread(target=answer, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answers[0] if answers else None
 
 
 _told: set[str] = set()
@@ -95,9 +156,9 @@ def _tell(reasons: set[str]) -> None:
     _told.update(reasons)
 
 
-def _polls_of_dead_letters() -> set[UUID] | None:
+def _polls_of_dead_letters(at_least: int) -> set[UUID] | None:
     try:
-        return deadletters.polls_inside()
+        return deadletters.polls_inside(at_least)
     except deadletters.UnreachableError:
         return None
 
@@ -111,31 +172,43 @@ class _Figures(msgspec.Struct):
     # With those on their way to the dead letters, which stay there when `votes.dead` is missing.
     messages: int
 
+    @property
+    def held(self) -> int:
+        return max(self.messages, self.messages_ready + self.messages_unacknowledged)
+
 
 def count_bundles() -> int | None:
-    """Return how many messages the queue of votes held up to FIGURES_AGE ago, until the workers acknowledged them.
+    """Return how many messages the queues of votes held up to FIGURES_AGE ago, until the workers acknowledged them; None: nobody tells."""
+    figures = _within(PATIENCE_SECONDS, _ask_management)
+    return sum(figures[queue].held for queue in settings.VOTES_QUEUES) if figures else None
 
-    None when nobody tells. AMQP itself knows only of those that no worker has taken, so this asks RabbitMQ's management.
+
+def _ask_management() -> dict[str, _Figures]:
+    """Return what RabbitMQ's management says of each queue of votes and of the dead letters; nothing when no node does.
+
+    AMQP itself knows only of messages that nobody has taken.
     """
     virtual_host = unquote(urlsplit(settings.CELERY_BROKER_URL.split(";")[0]).path[1:]) or "/"
-    path = f"queues/{quote(virtual_host, safe='')}/{quote(settings.VOTES_QUEUE, safe='')}"
-    for url in settings.BROKER_API_URL.split(";"):
+    queues = [*settings.VOTES_QUEUES, settings.DEAD_LETTER_QUEUE]
+    nodes = settings.BROKER_API_URL.split(";")
+    for node in nodes:
+        place = f"{node.rstrip('/')}/queues/{quote(virtual_host, safe='')}"
         try:
-            figures = msgspec.json.decode(_get(f"{url.rstrip('/')}/{path}"), type=_Figures)
-            return max(figures.messages, figures.messages_ready + figures.messages_unacknowledged)
+            answers = [_get(f"{place}/{quote(queue, safe='')}", PATIENCE_SECONDS / len(nodes)) for queue in queues]
+            return dict(zip(queues, [msgspec.json.decode(answer, type=_Figures) for answer in answers], strict=True))
         except (OSError, HTTPException, ValueError, msgspec.DecodeError) as exc:
             # The class only: the text may hold the password.
             logger.info("the broker's management gives no figures (%s)", type(exc).__name__)
-    return None
+    return {}
 
 
-def _get(url: str) -> bytes:
+def _get(url: str, seconds: float) -> bytes:
     parts = urlsplit(url)
     login, _, host = parts.netloc.rpartition("@")
     request = Request(urlunsplit(parts._replace(netloc=host)))  # noqa: S310 - the setting takes http and https only
     if login:
         request.add_header("Authorization", f"Basic {base64.b64encode(unquote(login).encode()).decode()}")
     # No proxy, whatever the environment says: the broker is ours.
-    with build_opener(ProxyHandler({})).open(request, timeout=PATIENCE_SECONDS) as answer:
+    with build_opener(ProxyHandler({})).open(request, timeout=seconds) as answer:
         body: bytes = answer.read(1_000_000)
     return body

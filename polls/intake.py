@@ -7,6 +7,7 @@ import gc
 import hashlib
 import logging
 import re
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
@@ -15,7 +16,7 @@ import msgspec
 from django.conf import settings
 from django.utils.timezone import now
 
-from polls import accepting, problems, receipts, results, throttling
+from polls import accepting, metrics, problems, receipts, results, throttling
 from polls.accepting import BatchItem, Caller, Cast, Desk
 from polls.bundles import AcceptedVote
 from polls.models import ResultsVisibility
@@ -50,6 +51,10 @@ GC_THRESHOLD = 50_000
 VOTER_COOKIE = "voter_token"
 VOTER_COOKIE_SECONDS = 365 * 24 * 3600
 _JSON = [(b"content-type", b"application/json")]
+# What Django's SecurityMiddleware tells browsers: an answer is what it says it is, and this host is reached by TLS only.
+_FOR_BROWSERS = [(b"x-content-type-options", b"nosniff")]
+if settings.SECURE_HSTS_SECONDS:
+    _FOR_BROWSERS.append((b"strict-transport-security", b"max-age=%d; includeSubDomains; preload" % settings.SECURE_HSTS_SECONDS))
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,64}")
 _BROWSER_HEADERS = [name.encode() for name in accepting.BROWSER_HEADERS]
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})\"?\s*(?:$|[,;])")
@@ -77,7 +82,7 @@ class Intake:
     def __init__(self, behind: Application) -> None:
         self._behind = behind
         self._desk = Desk()
-        self._results = Snapshots(_read_results, settings.RESULTS_CACHE_SECONDS, self._desk.threads)
+        self._results = Snapshots("results", _read_results, settings.RESULTS_CACHE_SECONDS, self._desk.threads)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -95,14 +100,15 @@ class Intake:
         except PassOn:
             return await self._behind(scope, receive, send)
         except Refusal as refusal:
+            logger.debug("request %s: %d %s", request.id, refusal.problem.status, refusal.problem.slug, extra={"request_id": request.id})
             status, headers, body = _refuse(refusal)
-        except Exception as exc:
-            # The class only: the text may hold what was sent.
-            logger.error("request %s failed: %s", request.id, type(exc).__name__, exc_info=settings.DEBUG)
+        except Exception:
+            logger.exception("request %s failed", request.id, extra={"request_id": request.id})
             status, headers, body = _refuse(
                 problems.SERVER_ERROR.says("What became of this request is not known. Send it again with the same Idempotency-Key.")
             )
         headers.append((b"x-request-id", request.id.encode()))
+        headers += _FOR_BROWSERS
         if request.caller.rate:
             headers += [(name.lower().encode(), value.encode()) for name, value in request.caller.rate.headers.items()]
         headers.append((b"content-length", b"%d" % len(body)))
@@ -187,6 +193,8 @@ class Intake:
         body = await request.read_body(MAX_BATCH_BYTES, ("application/json", "application/x-ndjson"))
         taken = await self._desk.accept_batch(poll_id, _read_batch(body, request.media_type), request.caller)
         shown = [_show_item(index, vote) for index, vote in enumerate(taken)]
+        for cause, votes in Counter(vote.problem.slug for vote in taken if isinstance(vote, Refusal)).items():
+            metrics.refused[cause].inc(votes)
         accepted = sum(isinstance(vote, AcceptedVote) for vote in taken)
         answer = {"accepted": accepted, "refused": len(taken) - accepted, "votes": shown}
         return 200, [*_JSON, (b"cache-control", b"no-store")], msgspec.json.encode(answer)
@@ -388,7 +396,7 @@ def _decode(body: bytes | msgspec.Raw, decoder: msgspec.json.Decoder[T]) -> T:
 
 def _read_results(poll_id: str) -> tuple[bytes, bytes] | None:
     """Return ETag and body of the poll's results, or None when there is no such poll."""
-    read = results.read_results(UUID(poll_id), at=now())
+    read = results.read_public_results(UUID(poll_id), at=now())
     if read is None:
         return None
     body = msgspec.json.encode(read)
@@ -398,6 +406,7 @@ def _read_results(poll_id: str) -> tuple[bytes, bytes] | None:
 
 
 def _refuse(refusal: Refusal) -> Answer:
+    metrics.refused[refusal.problem.slug].inc()
     headers = [(name.lower().encode(), value.encode()) for name, value in refusal.headers.items()]
     return (
         refusal.problem.status,

@@ -14,7 +14,7 @@ from uuid import UUID
 from django.db import OperationalError, connection, transaction
 from django.db.backends.utils import CursorWrapper
 
-from polls import counting, journal, outbox, problems
+from polls import counting, journal, metrics, outbox, problems
 from polls.journal import CLOCK, Act
 from polls.literals import array
 from polls.models import Outcome, Poll
@@ -227,6 +227,7 @@ def _repair(poll_ids: Collection[UUID], at: datetime) -> list[UUID]:
             logger.warning("the tallies of poll %s could not be recounted (%s)", poll_id, type(exc).__name__)
             continue
         if wrong:
+            metrics.mismatches.inc(len(wrong))
             logger.error("%d tallies of poll %s were not what the votes say; they were recounted", len(wrong), poll_id)
             repaired.append(poll_id)
     return repaired

@@ -6,10 +6,12 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from polls import problems
 from polls.models import JournalEntry, Poll
 from polls.moments import iso
 
 CLOCK = "the clock"
+LONGEST_REASON = 500  # characters
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,12 @@ class Act:
     reason: str = ""
     # Tags as `editing.tag` makes them, or "*"; none: whichever version there is.
     only_if: frozenset[str] | None = None
+
+
+def require_reason(act: Act) -> None:
+    """Raise Refusal when the act says nothing of why, or more than anybody reads."""
+    if not act.reason.strip() or len(act.reason) > LONGEST_REASON:
+        raise problems.INVALID.says(f"Say why, in at most {LONGEST_REASON} characters.", pointer="/reason")
 
 
 def write(poll: Poll, act: Act, action: str, changes: Mapping[str, tuple[Any, Any]]) -> None:

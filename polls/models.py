@@ -567,6 +567,19 @@ class OutboxBundle(models.Model):
         db_table = "outbox"
 
 
+class Moment(models.Model):
+    """When something last happened or was last true, by name (stamps.py)."""
+
+    name = models.CharField(primary_key=True, max_length=200)
+    at = models.DateTimeField()
+
+    class Meta:
+        db_table = "moments"
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class Scope(models.TextChoices):
     """What an API client may do in its owner's name."""
 
@@ -600,6 +613,15 @@ class ApiClient(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name} ({self.prefix})"
+
+
+class PipelineDesk(models.Model):
+    """No table: gives the page that shows the pipeline a permission in the admin."""
+
+    class Meta:
+        managed = False
+        default_permissions = ("view",)
+        verbose_name = verbose_name_plural = "pipeline"
 
 
 class DeadLetterDesk(models.Model):

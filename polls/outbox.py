@@ -17,9 +17,12 @@ logger = logging.getLogger(__name__)
 AT_ONCE = 50
 
 
-def keep(bundle: bytes) -> None:
-    """Commit a bundle (`bundles.write`). Raises django.db.OperationalError when PostgreSQL is away: then nothing is kept."""
-    patience.once_more(lambda: OutboxBundle.objects.create(body=bundle))
+def keep(bundle: bytes) -> int:
+    """Commit a bundle (`bundles.write`); return its number.
+
+    Raises django.db.OperationalError when PostgreSQL is away: then nothing is kept.
+    """
+    return patience.once_more(lambda: OutboxBundle.objects.create(body=bundle)).pk
 
 
 def votes_waiting() -> Iterator[AcceptedVote]:
@@ -63,6 +66,8 @@ def _count_and_delete(bundle_ids: list[int]) -> int:
     with transaction.atomic():
         kept = list(OutboxBundle.objects.select_for_update(skip_locked=True).filter(id__in=bundle_ids).order_by("id"))
         if kept:
-            counting.count_votes([vote for bundle in kept for vote in bundles.decode(bundle.body)])
+            counted = counting.count_votes([vote for bundle in kept for vote in bundles.decode(bundle.body)])
             OutboxBundle.objects.filter(id__in=[bundle.pk for bundle in kept]).delete()
-        return len(kept)
+    if kept:
+        logger.info("outbox %s: %s", ", ".join(str(bundle.pk) for bundle in kept), counting.in_words(counted))
+    return len(kept)

@@ -9,6 +9,8 @@ from typing import TypeVar
 from django.conf import settings
 from django.db import InterfaceError, InternalError, OperationalError, connection
 
+from polls import metrics
+
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -48,6 +50,7 @@ def until_committed(work: Callable[[], T]) -> T:
             return work()
         except (OperationalError, InterfaceError, InternalError) as exc:
             connection.close()
+            metrics.database_retries.inc()
             if time.monotonic() - started > settings.DATABASE_PATIENCE_SECONDS:
                 raise DatabaseStaysAwayError from exc
             # The class only: PostgreSQL's own text may quote a row.

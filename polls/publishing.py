@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import time
 import uuid
 from collections import deque
 from collections.abc import Sequence
@@ -14,12 +15,12 @@ from uuid import UUID
 
 from aiormq import Connection
 from aiormq.abc import AbstractChannel
-from aiormq.exceptions import DeliveryError, PublishError
+from aiormq.exceptions import ChannelNotFoundEntity, DeliveryError, PublishError
 from django.conf import settings
 from pamqp.commands import Basic
 from yarl import URL
 
-from polls import bundles, outbox
+from polls import bundles, metrics, outbox, turns
 from polls.bundles import AcceptedVote
 from tasks.votes import count_bundle
 
@@ -28,9 +29,6 @@ logger = logging.getLogger(__name__)
 # Bundles on their way at once. Chosen: enough to fill the broker, few enough to hold them all for CONFIRM_SECONDS.
 MAX_BUNDLES_UNDER_WAY = 32
 RECONNECT_SECONDS = 0.5
-# A bundle that has room leaves this long after the last one at the earliest. Chosen: a few busy clients would else make hundreds
-# of bundles of one a second, each of which costs the workers as much as 50 votes; and nobody notices 3 ms.
-SECONDS_BETWEEN_BUNDLES = 0.003
 # How long a bundle waits at most for the one on its way. Its own confirm and outbox come on top, and all has to fit into 4 s.
 LONGEST_WAIT_SECONDS = 0.2
 # Nobody has a queue of this name: a healthy broker returns what is sent there at once, a blocked one does not.
@@ -76,6 +74,7 @@ class Publisher:
 
     async def start(self) -> None:
         """Open the connection, or go on without one: then votes go to the outbox until the broker is there."""
+        metrics.web_processes.set(1)
         self._keeper = asyncio.create_task(self._keep_a_channel())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(settings.CONFIRM_SECONDS):
@@ -92,7 +91,7 @@ class Publisher:
         self._threads.shutdown(wait=False)
 
     async def take(self, vote: AcceptedVote) -> None:
-        """Return once the vote is in the broker's queue or in the committed outbox: it can't be lost any more.
+        """Return once the vote is in a queue of the broker's or in the committed outbox: it can't be lost any more.
 
         Raises NobodyTookItError within LONGEST_WAIT_SECONDS + CONFIRM_SECONDS + OUTBOX_SECONDS, however broker and database fail.
         """
@@ -140,7 +139,7 @@ class Publisher:
                 if loop.time() < self._next_at:
                     loop.call_at(self._next_at, self._send_off)
                     return
-            self._next_at = loop.time() + SECONDS_BETWEEN_BUNDLES
+            self._next_at = loop.time() + settings.BUNDLE_SECONDS
             task = asyncio.create_task(self._carry(self._waiting.popleft()))
             self._under_way.add(task)
             task.add_done_callback(self._arrived)
@@ -155,49 +154,65 @@ class Publisher:
 
     async def _carry(self, bundle: _Bundle) -> None:
         """Settle the bundle: broker, else outbox, else nobody took it."""
-        body = bundles.write(bundle.votes)
+        body, votes, task_id = bundles.write(bundle.votes), len(bundle.votes), str(uuid.uuid4())
+        metrics.bundle_votes.observe(votes)
+        metrics.votes_waiting.set(self._unanswered)
         try:
-            if not await self._publish(body, len(bundle.votes)):
-                await self._keep_in_outbox(body)
+            if queue := await self._publish(body, votes, task_id):
+                metrics.accepted["queue"].inc(votes)
+                logger.info("bundle %s: %d votes in %s", task_id, votes, queue)
+            else:
+                kept = await self._keep_in_outbox(body)
+                metrics.accepted["outbox"].inc(votes)
+                logger.info("bundle %s: %d votes in the outbox as %d", task_id, votes, kept)
             bundle.carried.set_result(None)
+            if logger.isEnabledFor(logging.DEBUG):
+                for vote in bundle.votes:
+                    logger.debug("vote %s: in bundle %s; request %s", vote.vote_id, task_id, vote.request_id or vote.vote_id)
         except BaseException as exc:  # cancelled, too: nobody may wait for ever
-            logger.error("%d votes were answered 503: %s", len(bundle.votes), type(exc).__name__)
+            logger.error("bundle %s: %d votes were answered 503: %s", task_id, votes, type(exc).__name__)
             bundle.carried.set_exception(NobodyTookItError())
             bundle.carried.exception()  # seen, also when every client has gone
             if not isinstance(exc, Exception):
                 raise
         finally:
             self._unanswered -= len(bundle.votes)
+            metrics.votes_waiting.set(self._unanswered)
 
-    async def _publish(self, bundle: bytes, votes: int) -> bool:
-        """Send a bundle as one task message; return whether the broker has confirmed that its queue holds it."""
+    async def _publish(self, bundle: bytes, votes: int, task_id: str) -> str | None:
+        """Send a bundle as one task message; return the queue that holds it, once the broker has confirmed that."""
         channel = self._channel
         if channel is None:
-            return False
-        message = _message(votes)
+            metrics.published["unsent"].inc()
+            return None
+        message, queue, sent_at = _message(votes, task_id), turns.queue_at(time.time()), time.monotonic()
         try:
             async with asyncio.timeout(settings.CONFIRM_SECONDS):
                 await channel.basic_publish(
                     b'[["' + bundle + b'"],{},{"callbacks":null,"errbacks":null,"chain":null,"chord":null}]',
-                    routing_key=settings.VOTES_QUEUE,
+                    routing_key=queue,
                     properties=message,
                     mandatory=True,  # without it a broker confirms what no queue took
                 )
         except DeliveryError as exc:
+            metrics.published["refused"].inc()
             logger.warning("the broker refused %d votes (%s): they go to the outbox", votes, type(exc).__name__)
-            return False
+            return None
         except Exception as exc:  # whatever else it was: there is no confirm
+            metrics.published["unconfirmed"].inc()
             logger.warning("no confirm for %d votes (%s): they go to the outbox", votes, type(exc).__name__)
             if self._channel is channel:
                 self._channel = None
                 if self._dropped:
                     self._dropped.set_result(None)
-            return False
-        return True
+            return None
+        metrics.published["confirmed"].inc()
+        metrics.confirm_seconds.observe(time.monotonic() - sent_at)
+        return queue
 
-    async def _keep_in_outbox(self, bundle: bytes) -> None:
+    async def _keep_in_outbox(self, bundle: bytes) -> int:
         async with asyncio.timeout(settings.OUTBOX_SECONDS):
-            await asyncio.get_running_loop().run_in_executor(self._threads, outbox.keep, bundle)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, outbox.keep, bundle)
 
     async def _keep_a_channel(self) -> None:
         """Have a channel whenever the broker takes messages, for as long as the process lives."""
@@ -208,13 +223,17 @@ class Publisher:
                     channel = await _open_channel(connection)
                 self._channel, self._dropped = channel, asyncio.get_running_loop().create_future()
                 self._ready.set()
+                metrics.publisher_connections.inc()
+                metrics.publishers_connected.set(1)
                 logger.info("the broker takes votes")
                 await asyncio.wait({connection.closing, channel.closing, self._dropped}, return_when=asyncio.FIRST_COMPLETED)
                 logger.warning("the broker is away: votes go to the outbox")
             except Exception as exc:
-                logger.warning("the broker takes no votes (%s)", type(exc).__name__)
+                fault = getattr(exc.__cause__ or exc.__context__, "verify_message", "")  # of a certificate
+                logger.warning("the broker takes no votes (%s)", f"its certificate: {fault}" if fault else type(exc).__name__)
             finally:
                 self._channel = None
+                metrics.publishers_connected.set(0)
                 # In the background: a stuck broker may never answer the farewell.
                 task = asyncio.create_task(_close(connection))
                 self._closings.add(task)
@@ -232,15 +251,51 @@ async def _open_channel(connection: Connection) -> AbstractChannel:
     return channel
 
 
+async def find_missing(queues: Sequence[str], seconds: float) -> list[str]:
+    """Return those of the queues that are not there, as the first broker tells that takes messages.
+
+    Takes so long at most; raises whatever shows that no broker does.
+    """
+    *others, last = settings.CELERY_BROKER_URL.split(";")
+    share = seconds / (len(others) + 1)
+    for url in others:
+        with contextlib.suppress(Exception):
+            return await _find_missing(url, queues, share)
+    return await _find_missing(last, queues, share)
+
+
+async def _find_missing(url: str, queues: Sequence[str], seconds: float) -> list[str]:
+    connection = Connection(URL(url))
+    try:
+        async with asyncio.timeout(seconds):
+            await _open_channel(connection)
+            return [queue for queue in queues if not await _is_there(connection, queue)]
+    finally:
+        closing = asyncio.create_task(_close(connection))  # in the background, as above
+        _closings.add(closing)
+        closing.add_done_callback(_closings.discard)
+
+
+_closings: set[asyncio.Task[None]] = set()
+
+
+async def _is_there(connection: Connection, queue: str) -> bool:
+    channel = await connection.channel()
+    try:
+        await channel.queue_declare(queue, passive=True)
+    except ChannelNotFoundEntity:
+        return False
+    return True
+
+
 async def _close(connection: Connection) -> None:
     with contextlib.suppress(Exception):
         async with asyncio.timeout(settings.CONFIRM_SECONDS):
             await connection.close()
 
 
-def _message(votes: int) -> Basic.Properties:
+def _message(votes: int, task_id: str) -> Basic.Properties:
     """Return the headers of Celery's task message (protocol 2), persistent, naming no voter: Flower shows `<37 votes>`."""
-    task_id = str(uuid.uuid4())
     task = count_bundle.app.amqp.as_task_v2(task_id, count_bundle.name, argsrepr=f"<{votes} votes>", kwargsrepr="", ignore_result=True)
     return Basic.Properties(
         headers=task.headers,

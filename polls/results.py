@@ -9,7 +9,9 @@ from uuid import UUID
 
 import msgspec
 from django.db import connection
+from django.db.backends.utils import CursorWrapper
 
+from polls import replica
 from polls.models import ResultsVisibility, VotingMethod, status
 from polls.moments import iso
 
@@ -50,14 +52,27 @@ def read_results(poll_id: UUID, at: datetime) -> dict[str, Any] | None:
     return read_all_results([poll_id], at).get(poll_id)
 
 
+def read_public_results(poll_id: UUID, at: datetime) -> dict[str, Any] | None:
+    """Return the same from the replica, where there is one; then `as_of` is by so much earlier as that may be behind."""
+    rows, behind = replica.read(lambda cursor: _rows(cursor, [poll_id]))
+    if not rows:  # it may be too new for the replica
+        return read_results(poll_id, at)
+    return _sum_up(poll_id, rows, at, as_of=at - behind)
+
+
 def read_all_results(poll_ids: Sequence[UUID], at: datetime) -> dict[UUID, dict[str, Any]]:
     """Return the results of those of the polls that there are, as `read_results` does. One statement for all."""
     with connection.cursor() as cursor:
-        cursor.execute(_RESULTS, [list(poll_ids)])
-        return {poll_id: _sum_up(poll_id, list(rows), at) for poll_id, rows in groupby(cursor, key=itemgetter(0))}
+        rows = _rows(cursor, poll_ids)
+    return {poll_id: _sum_up(poll_id, list(its), at, as_of=at) for poll_id, its in groupby(rows, key=itemgetter(0))}
 
 
-def _sum_up(poll_id: UUID, rows: list[tuple[Any, ...]], at: datetime) -> dict[str, Any]:
+def _rows(cursor: CursorWrapper, poll_ids: Sequence[UUID]) -> list[tuple[Any, ...]]:
+    cursor.execute(_RESULTS, [list(poll_ids)])
+    return list(cursor.fetchall())
+
+
+def _sum_up(poll_id: UUID, rows: list[tuple[Any, ...]], at: datetime, *, as_of: datetime) -> dict[str, Any]:
     _, method, opens_at, closes_at, published_at, finalised_at, archived_at, ballots, *comparison = rows[0][:13]
     options = [row[13:] for row in rows]
     total = sum(votes for *_, votes, _ in options) if method == VotingMethod.SINGLE else ballots
@@ -74,7 +89,7 @@ def _sum_up(poll_id: UUID, rows: list[tuple[Any, ...]], at: datetime) -> dict[st
             for id, text, position, votes, _ in options
         ],
         "revision": sum(revision for *_, revision in options),
-        "as_of": iso(at),
+        "as_of": iso(as_of),
         "is_final": finalised_at is not None,
         "review": _compare(*comparison, total=total, method=method, options=options) if comparison[0] else None,
     }

@@ -115,8 +115,7 @@ def settle_unfinished(at: datetime) -> int:
 def _check(selectors: Sequence[Selector], ruling: Ruling, act: Act, allowed: tuple[Ruling, ...] = ON_VOTES) -> None:
     if ruling not in allowed:
         raise problems.INVALID.says(f"Rule {', '.join(allowed[:-1])} or {allowed[-1]}.", pointer="/ruling")
-    if not act.reason.strip():
-        raise problems.INVALID.says("Say why.", pointer="/reason")
+    journal.require_reason(act)
     for selector in selectors:
         if selector.subnet_key is None and (selector.accepted_from is None or selector.accepted_until is None):
             raise problems.INVALID.says("Say which votes: of a network, or between two moments.", pointer="/accepted_from")

@@ -1,14 +1,16 @@
 """How workers take messages: like Celery, but none is dropped, none ends the worker, and none is written to the log."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, ClassVar
 
 from celery.utils.log import get_task_logger
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
+from django.conf import settings
 from kombu import Connection
 from kombu.message import Message
+
+from tasks import liveness
 
 logger = get_task_logger(__name__)
 
@@ -35,9 +37,25 @@ class KeepingConsumer(Consumer):
 
     def ensure_connected(self, conn: Connection) -> Connection:
         """Connect, trying every second or two: Celery's own pauses grow to 30 s, during which votes wait for nothing."""
-        patient = partial(conn.ensure_connection, interval_start=1, interval_step=1, interval_max=2)
-        conn.ensure_connection = patient  # type: ignore[method-assign]
+        again: Callable[..., Connection] = conn.ensure_connection
+
+        def patiently(*args: Any, callback: Callable[[], None], **kwargs: Any) -> Connection:
+            def on_waiting() -> None:
+                self._note()
+                callback()
+
+            return again(*args, interval_start=1, interval_step=1, interval_max=2, callback=on_waiting, **kwargs)
+
+        conn.ensure_connection = patiently  # type: ignore[method-assign, assignment]
         return super().ensure_connected(conn)
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        """Note that this worker lives, for as long as its loop turns."""
+        super().register_with_event_loop(hub)
+        hub.timer.call_repeatedly(liveness.NOTE_SECONDS, self._note)
+
+    def _note(self) -> None:
+        liveness.note("periodic" if settings.PERIODIC_QUEUE in self.app.amqp.queues.consume_from else "worker")
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], None]:
         handle = super().create_task_handler(*args, **kwargs)

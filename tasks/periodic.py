@@ -1,9 +1,17 @@
 """The jobs that the clock starts. Each works from the database's state, so a missed run is caught up by the next."""
 
+from typing import Any
+
 from celery import shared_task
+from celery.signals import task_success
 from django.utils.timezone import now
 
-from polls import accounts, attempts, blocks, closing, finality, fraud, integrity, networks, outbox, review
+from polls import accounts, attempts, blocks, closing, finality, fraud, integrity, jobs, networks, outbox, review
+
+
+@task_success.connect
+def note_success(sender: Any, **_: object) -> None:
+    jobs.note_success(sender.name, at=now())
 
 
 @shared_task(name="polls.open_and_close", acks_late=False)

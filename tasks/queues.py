@@ -16,7 +16,8 @@ def consumed() -> list[Queue]:
         "x-dead-letter-routing-key": settings.DEAD_LETTER_QUEUE,
         "x-dead-letter-strategy": "at-least-once",  # needs reject-publish
     }
-    return [_queue(settings.VOTES_QUEUE, votes), _queue(settings.PERIODIC_QUEUE, {"x-queue-type": "quorum", "x-delivery-limit": 100})]
+    periodic = _queue(settings.PERIODIC_QUEUE, {"x-queue-type": "quorum", "x-delivery-limit": 100})
+    return [*(_queue(name, votes) for name in settings.VOTES_QUEUES), periodic]
 
 
 def declare() -> None:

@@ -29,44 +29,77 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
 from django.db import connection
-from django.test.utils import setup_databases, teardown_databases
+from django.db.models import prefetch_related_objects
+from django.test.utils import override_settings, setup_databases, teardown_databases
 from django.utils.timezone import now
 from kombu import Producer
 
-from polls import bundles, clients, editing, networks, roles, voters
+from polls import bundles, clients, editing, networks, privileges, roles, voters
 from polls.bundles import AcceptedVote
 from polls.models import Poll, Scope, Tally, Vote, VoteAside
 from polls.networks import cipher_of
 from tasks import queues
+from tests.settings import PASSWORD_HASHERS
 
 ROOT = Path(__file__).parent.parent
 # All tests come from one address (test_throttling.py sets limits of its own), and sign in once.
 PROCESS_SETTINGS = {"ADDRESS_REQUESTS_PER_MINUTE": "0", "ATTEMPTS_PER_MINUTE": "0", "ACCESS_TOKEN_MINUTES": "600"}
 PASSWORD = "correct horse battery staple"
+# Web processes and workers log in with no more rights than `manage.py setup` gives them, in every test.
+WEB_ROLE, WORKER_ROLE, ROLE_PASSWORD = f"test_web_{os.getpid()}", f"test_worker_{os.getpid()}", uuid4().hex
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _database(django_test_environment: None, django_db_blocker: Any) -> Iterator[None]:
     """A database of this run's own, so that two runs can share a server."""
     settings.DATABASES["default"].setdefault("TEST", {})["NAME"] = f"test_nexus_{os.getpid()}"
-    with django_db_blocker.unblock():
+    with django_db_blocker.unblock(), override_settings(PASSWORD_HASHERS=PASSWORD_HASHERS):
         made = setup_databases(verbosity=0, interactive=False)
+        with connection.cursor() as cursor:  # no commit need wait for the disk: nothing kills this server
+            cursor.execute(f"ALTER DATABASE {connection.settings_dict['NAME']} SET synchronous_commit = off")
+        connection.close()  # in force from the next one on
+        with connection.cursor() as cursor:
+            for role in (WEB_ROLE, WORKER_ROLE):
+                cursor.execute(f"DROP ROLE IF EXISTS {role}; CREATE ROLE {role} LOGIN PASSWORD '{ROLE_PASSWORD}'")
+        networks.current_secret(at=now())
+        privileges.grant(WEB_ROLE, WORKER_ROLE)
         yield
         with connection.cursor() as cursor:  # of processes that have ended, a moment ago
             cursor.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
+            cursor.execute(f"DROP OWNED BY {WEB_ROLE}, {WORKER_ROLE}; DROP ROLE {WEB_ROLE}, {WORKER_ROLE}")
         teardown_databases(made, verbosity=0)
 
 
 @pytest.fixture(scope="session")
 def broker(_database: None) -> Iterator[None]:
     """The real broker with this run's queues."""
+    with _declared_queues():
+        yield
+
+
+@contextmanager
+def _declared_queues() -> Iterator[None]:
     queues.declare()
     yield
     with current_app.connection_for_write() as connection:
-        for name in (settings.VOTES_QUEUE, settings.PERIODIC_QUEUE, settings.DEAD_LETTER_QUEUE):
+        for name in (*settings.VOTES_QUEUES, settings.PERIODIC_QUEUE, settings.DEAD_LETTER_QUEUE):
             connection.default_channel.queue_delete(name)
+
+
+@contextmanager
+def queues_of_their_own() -> Iterator[None]:
+    """Queues that only processes started in here use, so that none of `pipeline` takes a message from them."""
+    prefix = f"{settings.QUEUE_PREFIX}{uuid4().hex[:8]}."
+    names = {
+        "QUEUE_PREFIX": prefix,
+        "VOTES_QUEUES": tuple(prefix + name.removeprefix(settings.QUEUE_PREFIX) for name in settings.VOTES_QUEUES),
+        "PERIODIC_QUEUE": prefix + settings.PERIODIC_QUEUE.removeprefix(settings.QUEUE_PREFIX),
+        "DEAD_LETTER_QUEUE": prefix + settings.DEAD_LETTER_QUEUE.removeprefix(settings.QUEUE_PREFIX),
+    }
+    with override_settings(**names), _declared_queues():
+        yield
 
 
 # --- Who and what -----------------------------------------------------------------------------------------------------
@@ -127,7 +160,9 @@ def poll(make_poll: Callable[..., Poll]) -> Poll:
 
 
 def option(poll: Poll, text: str) -> int:
-    return poll.options.get(text=text).pk
+    """The id of the poll's option; a poll reads its options once."""
+    prefetch_related_objects([poll], "options")
+    return next(option.pk for option in poll.options.all() if option.text == text)
 
 
 def vote_of(poll: Poll, voter: str, *texts: str, at: int = 0, vote_id: UUID | None = None, address: str | None = None) -> AcceptedVote:
@@ -225,7 +260,7 @@ def bury(broker: None) -> Iterator[Callable[[dict[str, Any], bytes], None]]:
             Producer(channel).publish(
                 body,
                 routing_key=settings.DEAD_LETTER_QUEUE,
-                headers={**headers, "x-death": [{"queue": settings.VOTES_QUEUE, "reason": "delivery_limit", "count": 1}]},
+                headers={**headers, "x-death": [{"queue": settings.VOTES_QUEUES[0], "reason": "delivery_limit", "count": 1}]},
                 content_type="application/json",
                 content_encoding="utf-8",
                 message_id=headers.get("id"),
@@ -302,16 +337,17 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def database_url() -> str:
-    """The test database's URL: the processes are told it by their environment."""
+def database_url(role: str | None = None) -> str:
+    """The test database's URL, for its owner or a role: the processes are told it by their environment."""
     at = connection.settings_dict
-    return f"postgres://{at['USER']}:{at['PASSWORD']}@{at['HOST']}:{at['PORT'] or 5432}/{at['NAME']}"
+    user, password = (role, ROLE_PASSWORD) if role else (at["USER"], at["PASSWORD"])
+    return f"postgres://{user}:{password}@{at['HOST']}:{at['PORT'] or 5432}/{at['NAME']}"
 
 
 @contextmanager
 def process(*command: str, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """A process of the product on the test database; asked to end, and made to, at the end."""
-    own = {"DATABASE_URL": database_url(), "QUEUE_PREFIX": settings.QUEUE_PREFIX}
+    own = {"DJANGO_SETTINGS_MODULE": "tests.settings", "DATABASE_URL": database_url(WORKER_ROLE), "QUEUE_PREFIX": settings.QUEUE_PREFIX}
     env = {**os.environ, **own, **PROCESS_SETTINGS, **environment}
     with log.open("ab") as output:
         running = subprocess.Popen(
@@ -327,16 +363,17 @@ def process(*command: str, log: Path, **environment: str) -> Iterator[subprocess
                 except subprocess.TimeoutExpired:
                     os.killpg(running.pid, signal.SIGKILL)
                     running.wait()
+    assert "permission denied" not in log.read_text(errors="replace"), log
 
 
 def web(port: int, log: Path, **environment: str) -> Any:
     command = f"uvicorn core.asgi:application --port {port} --loop uvloop --http httptools --no-access-log --lifespan on --no-proxy-headers"
-    return process(*command.split(), log=log, **environment)
+    return process(*command.split(), log=log, **{"DATABASE_URL": database_url(WEB_ROLE), **environment})
 
 
-def worker(queue: str, log: Path, *, concurrency: int = 2, **environment: str) -> Any:
+def worker(queues: str, log: Path, *, concurrency: int = 2, **environment: str) -> Any:
     command = (
-        f"celery -A core worker -Q {queue} -c {concurrency} -P prefork -O fair --without-gossip --without-mingle -n {uuid4().hex}@test"
+        f"celery -A core worker -Q {queues} -c {concurrency} -P prefork -O fair --without-gossip --without-mingle -n {uuid4().hex}@test"
     )
     return process(*command.split(), log=log, **environment)
 
@@ -352,7 +389,7 @@ def answers(port: int) -> bool:
 def pipeline(broker: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """A web process and a worker of votes on the real broker and database; the web port."""
     logs, port = tmp_path_factory.mktemp("pipeline"), free_port()
-    with web(port, logs / "web.log"), worker(settings.VOTES_QUEUE, logs / "worker.log"):
+    with web(port, logs / "web.log"), worker(",".join(settings.VOTES_QUEUES), logs / "worker.log"):
         wait_until(lambda: answers(port))
         yield port
 

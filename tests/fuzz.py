@@ -57,7 +57,10 @@ def run(folder: Path, arguments: argparse.Namespace) -> int:
     callers = {"a superuser": lambda: f"Bearer {token}", "an API client": lambda: f"Api-Key {conftest.make_key(user)}"}
     port, config = conftest.free_port(), folder / "schemathesis.toml"
     config.write_text(CONFIG)
-    with conftest.web(port, folder / "web.log", CLIENT_VOTES_PER_MINUTE="0"), conftest.worker(settings.VOTES_QUEUE, folder / "worker.log"):
+    with (
+        conftest.web(port, folder / "web.log", CLIENT_VOTES_PER_MINUTE="0"),
+        conftest.worker(",".join(settings.VOTES_QUEUES), folder / "worker.log"),
+    ):
         conftest.wait_until(lambda: conftest.answers(port))
         failed = 0
         for caller, authorization in callers.items():

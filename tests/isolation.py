@@ -2,4 +2,5 @@
 
 import os
 
+os.environ["METRICS_PORT"] = "0"  # else all processes of the tests would share it
 os.environ["QUEUE_PREFIX"] = f"test-{os.getpid()}."

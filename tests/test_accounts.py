@@ -29,6 +29,7 @@ from django.utils.http import urlsafe_base64_encode
 from django.utils.timezone import now
 from rest_framework_simplejwt.token_blacklist.models import BlacklistedToken, OutstandingToken
 
+import core.settings
 from polls import accounts, problems
 from polls.problems import Refusal
 from tasks import mail, periodic
@@ -168,6 +169,10 @@ def test_an_account_with_a_field_wrong(anonymous, fields, pointer):
 def test_every_reason_against_a_password_is_told(anonymous):
     detail = anonymous.post(f"{AUTH}/register", new_account(password="1234")).json["detail"]
     assert "too short" in detail and "too common" in detail and "entirely numeric" in detail
+
+
+def test_the_product_hashes_passwords_as_django_does():
+    assert not hasattr(core.settings, "PASSWORD_HASHERS")  # those of tests/settings.py are for tests
 
 
 @pytest.mark.parametrize("written", [str, str.upper, lambda name: name.replace("a", "\uff41")])  # a wide a

@@ -36,7 +36,7 @@ def call(command, *arguments, monkeypatch=None, stdin=None):
 
 def depths():
     with current_app.connection_for_write() as broker:
-        names = (project.VOTES_QUEUE, project.DEAD_LETTER_QUEUE, project.PERIODIC_QUEUE)
+        names = (*project.VOTES_QUEUES, project.DEAD_LETTER_QUEUE, project.PERIODIC_QUEUE)
         return [broker.default_channel.queue_declare(name, passive=True).message_count for name in names]
 
 
@@ -46,7 +46,7 @@ def test_setup_declares_the_queues_and_a_second_time_changes_nothing(bury, poll)
     for _ in range(2):
         assert call("setup").endswith("The database and the queues are ready.\n")
 
-    assert depths()[1] == 1
+    assert depths() == [0, 0, 1, 0]
     assert Poll.objects.filter(pk=poll.pk).exists()
 
 

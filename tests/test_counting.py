@@ -96,15 +96,14 @@ def test_two_votes_accepted_in_the_same_microsecond_are_told_apart_by_id(poll):
 
 
 @pytest.mark.parametrize("allow_change", [False, True])
-def test_a_hundred_shuffles_of_two_votes_always_leave_the_same_one(make_poll, allow_change):
-    for seed in range(100):
+def test_two_votes_that_come_twice_leave_the_same_one_in_every_order(make_poll, allow_change):
+    orders = set(itertools.permutations([0, 1, 0, 1]))
+    for deliveries in orders:
         poll = make_poll(allow_change=allow_change)
         votes = [vote_of(poll, "alice", "soup", at=1), vote_of(poll, "alice", "salad", at=2)]
-        deliveries = votes * 2
-        random.Random(seed).shuffle(deliveries)
 
         for delivered in deliveries:
-            count_votes([delivered])
+            count_votes([votes[delivered]])
 
         assert tallies(poll) == ({"salad": 1} if allow_change else {"soup": 1})
         assert standing(poll) == {votes[0].voter_key: votes[allow_change].vote_id}

@@ -58,7 +58,7 @@ class Scene:
 
     def is_settled(self) -> bool:
         try:
-            return self.depth("votes") == 0 and self.query("SELECT count(*) FROM outbox") == [(0,)]
+            return self.depth("votes.even") == self.depth("votes.odd") == 0 and self.query("SELECT count(*) FROM outbox") == [(0,)]
         except (psycopg2.Error, OSError, amqp.AMQPError):
             return False
 

@@ -45,7 +45,7 @@ def worker_name(flower):
 
     def is_seen():
         workers = flower.get("/api/workers?refresh=1").json
-        names.extend(name for name, worker in workers.items() if settings.VOTES_QUEUE in str(worker.get("active_queues")))
+        names.extend(name for name, worker in workers.items() if settings.VOTES_QUEUES[0] in str(worker.get("active_queues")))
         return names
 
     wait_until(is_seen)
@@ -115,7 +115,7 @@ def test_another_sites_page_can_not_use_the_login(flower):
 
 @pytest.mark.skipif("BROKER_API_URL" not in os.environ, reason="this RabbitMQ's management API is not known")
 def test_its_broker_page_lists_the_queues_the_dead_letters_too(flower):
-    wanted = {settings.VOTES_QUEUE, settings.DEAD_LETTER_QUEUE, settings.PERIODIC_QUEUE}
+    wanted = {*settings.VOTES_QUEUES, settings.DEAD_LETTER_QUEUE, settings.PERIODIC_QUEUE}
 
     wait_until(lambda: wanted <= set(re.findall(r">\s*([\w.-]+)\s*</td>", flower.get("/broker").text)))
     assert {queue["name"] for queue in flower.get("/api/queues/length").json["active_queues"]} == wanted

@@ -19,7 +19,7 @@ from django.db import OperationalError, connection, transaction
 from django.utils.timezone import now
 from kombu import Producer
 
-from polls import bundles, closing, counting, deadletters, outbox, patience, problems
+from polls import bundles, closing, counting, deadletters, outbox, patience, problems, turns
 from polls.models import OutboxBundle, Poll, VoteAside
 from polls.publishing import Publisher
 from tests.conftest import (
@@ -50,7 +50,7 @@ def queue(broker):
 def put(queue, body, headers=None, content_type="application/json", content_encoding="utf-8"):
     queue.publish(
         body,
-        routing_key=settings.VOTES_QUEUE,
+        routing_key=settings.VOTES_QUEUES[0],
         headers=headers or {},
         content_type=content_type,
         content_encoding=content_encoding,
@@ -109,7 +109,7 @@ def test_a_dead_letter_whose_cause_is_cured_is_counted_on_replay(pipeline, make_
     poll = make_poll()
     headers, body = bundle_of(vote_of(poll, "alice"))
     with current_app.connection_for_write() as connection:
-        death = {"x-death": [{"queue": settings.VOTES_QUEUE, "reason": "delivery_limit", "count": 1}], "x-delivery-count": 100}
+        death = {"x-death": [{"queue": settings.VOTES_QUEUES[0], "reason": "delivery_limit", "count": 1}], "x-delivery-count": 100}
         Producer(connection.default_channel).publish(
             body,
             routing_key=settings.DEAD_LETTER_QUEUE,
@@ -127,7 +127,7 @@ def test_a_dead_letter_whose_cause_is_cured_is_counted_on_replay(pipeline, make_
 
 @pytest.fixture
 def start_web(broker, tmp_path):
-    """Starts a web process whose queue of votes is `prefix` + "votes"; whoever wants the queue to exist declares it."""
+    """Starts a web process whose queues begin with `prefix`; whoever wants them to exist declares them."""
     with ExitStack() as stack:
 
         def start(prefix, **environment):
@@ -143,13 +143,18 @@ def test_what_flower_and_the_broker_show_of_a_bundle_names_no_voter(api, poll, s
     """The message as it waits in the queue: its headers are what Flower shows."""
     prefix, secret_voter = settings.QUEUE_PREFIX + "seen.", f"alice-{uuid4()}"
     with current_app.connection_for_write() as connection:
-        channel = connection.default_channel
-        channel.queue_declare(prefix + "votes", durable=True, auto_delete=False)
+        channel, names = connection.default_channel, [prefix + "votes.even", prefix + "votes.odd"]
+        for name in names:
+            channel.queue_declare(name, durable=True, auto_delete=False)
         try:
-            assert Api(start_web(prefix), api.headers).cast(poll, secret_voter).status == 202
-            message = channel.basic_get(prefix + "votes")
+            port, turn = start_web(prefix), {turns.queue_at(time.time())}
+            assert Api(port, api.headers).cast(poll, secret_voter).status == 202
+            turn.add(turns.queue_at(time.time()))
+            [(queue, message)] = [(name, message) for name in names if (message := channel.basic_get(name))]
         finally:
-            channel.queue_delete(prefix + "votes")
+            for name in names:
+                channel.queue_delete(name)
+    assert queue.replace("seen.", "") in turn
     assert message.headers["argsrepr"] == "<1 votes>"
     assert secret_voter not in str(message.headers) + str(message.body) + str(message.properties)
     assert message.properties["delivery_mode"] == 2
@@ -240,6 +245,30 @@ def test_no_vote_waits_for_two_slow_confirms_in_a_row(poll):
         return waited
 
     assert asyncio.run(cast_one_after_the_other()) < settings.CONFIRM_SECONDS + 0.5
+
+
+def test_votes_that_come_before_the_next_bundle_may_leave_share_it(poll, monkeypatch):
+    monkeypatch.setattr(settings, "BUNDLE_SECONDS", 0.1)
+    first, *others = [vote_of(poll, name) for name in ("alice", "bob", "carol", "dave")]
+    sent = []
+
+    class QuickChannel:
+        async def basic_publish(self, body, *args, **kwargs):
+            sent.append(body)
+
+    async def cast_one_after_the_other():
+        publisher = Publisher()
+        publisher._channel = QuickChannel()
+        await publisher.take(first)
+        waiting = []
+        for vote in others:
+            waiting.append(asyncio.create_task(publisher.take(vote)))
+            await asyncio.sleep(0.01)
+        await asyncio.gather(*waiting)
+
+    asyncio.run(cast_one_after_the_other())
+
+    assert len(sent) == 2
 
 
 @contextmanager

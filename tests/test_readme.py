@@ -34,10 +34,14 @@ def test_the_walk_through_works_when_pasted(pipeline, tmp_path):
 
 
 def test_every_setting_has_its_row_and_every_row_its_setting():
-    read = set(re.findall(r'(?:env\.\w+|secret|number|whole|switch|words)\(\s*"([A-Z_]+)"', (ROOT / "core" / "settings.py").read_text()))
+    read = set(
+        re.findall(
+            r'(?:env\.\w+|secret|confidential|number|whole|switch|words)\(\s*"([A-Z_]+)"', (ROOT / "core" / "settings.py").read_text()
+        )
+    )
     rows = {name for row in re.findall(r"^\| (`.+?) \|", README, re.MULTILINE) for name in re.findall(r"`([A-Z_]+)`", row)}
 
-    assert rows - read == {"PORT", "FLOWER_PORT", "HOST", "FLOWER_BASIC_AUTH"}  # of `make up` and Flower
+    assert rows - read == {"PORT", "FLOWER_PORT", "HOST"}  # of `make up`
     assert read - rows == set()
 
 

@@ -31,10 +31,12 @@ WHOLE_NUMBERS = [
     "ATTEMPTS_PER_MINUTE",
     "BUNDLE_MAX_VOTES",
     "MAX_WAITING_VOTES",
+    "METRICS_PORT",
     "SECURE_HSTS_SECONDS",
 ]
 NUMBERS = [
     *WHOLE_NUMBERS,
+    "BUNDLE_SECONDS",
     "CONFIRM_SECONDS",
     "OUTBOX_SECONDS",
     "POLL_SNAPSHOT_SECONDS",
@@ -69,7 +71,7 @@ def load(monkeypatch):
 def settings_read():
     """The names that core/settings.py reads, by its source."""
     source = (ROOT / "core/settings.py").read_text()
-    return re.findall(r'(?:env\.\w+|switch|number|whole|words|secret)\(\s*"(\w+)"', source)
+    return re.findall(r'(?:env\.\w+|switch|number|whole|words|secret|confidential)\(\s*"(\w+)"', source)
 
 
 # --- Wrong values -----------------------------------------------------------------------------------------------------
@@ -93,7 +95,9 @@ def test_half_of_what_is_counted_in_wholes(load, name):
     [
         ("TRUSTED_PROXIES", 0, 20),
         ("BUNDLE_MAX_VOTES", 1, 10_000),
+        ("BUNDLE_SECONDS", 0, 0.1),
         ("MAX_WAITING_VOTES", 1, 1_000_000),
+        ("METRICS_PORT", 0, 65_535),
         ("POLL_SNAPSHOT_SECONDS", 0, 60),
         ("RESULTS_CACHE_SECONDS", 0, 60),
         ("DATABASE_PATIENCE_SECONDS", 1, 840),
@@ -179,6 +183,7 @@ def test_without_debug_a_secret_that_protects_nothing(load, name):
         *[("DATABASE_URL", text) for text in ("", "terces", "sqlite:///nexus.db", "mysql://nexus:terces@db/nexus", "://")],
         ("DATABASE_URL", "postgres://nexus:terces/@db/nexus"),
         ("DATABASE_URL", "postgres://nexus@db:terces/nexus"),
+        *[("REPLICA_URL", text) for text in ("terces", "mysql://nexus:terces@db/nexus", "postgres://nexus@db:terces/nexus")],
         *[("CELERY_BROKER_URL", text) for text in ("", "terces", "redis://:terces@cache:6379/0", "memory://", "://")],
         ("CELERY_BROKER_URL", "amqp://nexus:terces/@mq//"),
         ("CELERY_BROKER_URL", "amqp://nexus@mq:terces//"),
@@ -246,6 +251,52 @@ def test_a_log_level_that_is_none(load):
         load(LOG_LEVEL="loud")
 
 
+def test_a_log_format_that_is_none(load):
+    assert [load()["LOG_FORMAT"], load(**PRODUCTION)["LOG_FORMAT"]] == ["text", "json"]
+    with pytest.raises(ImproperlyConfigured, match=r"^LOG_FORMAT is 'xml'; it must be text or json\.$"):
+        load(LOG_FORMAT="xml")
+
+
+@pytest.mark.parametrize("text", ["terces", "https://sentry.example.org/1", "https://terces@sentry.example.org/", "ftp://terces@host/1"])
+def test_an_address_for_errors_that_is_none_is_told_without_its_key(load, text):
+    with pytest.raises(ImproperlyConfigured, match=r"^SENTRY_DSN must read https://key@host/number, or be empty\.$") as refused:
+        load(SENTRY_DSN=text)
+    assert refused.value.__suppress_context__
+
+
+def test_a_folder_for_liveness_that_is_none(load, tmp_path):
+    assert load(LIVENESS_FOLDER=str(tmp_path))["LIVENESS_FOLDER"] == tmp_path
+    with pytest.raises(ImproperlyConfigured, match=r"^LIVENESS_FOLDER is .*away; it must be a folder that exists\.$"):
+        load(LIVENESS_FOLDER=str(tmp_path / "away"))
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "REPLICA_URL"])
+def test_several_hosts_of_which_one_can_be_none(load, name):
+    for hosts in ("a,", "a:1,b", "a:1,b:terces", "a:1,b:2:3", "[::1]:1,[::1]:2"):
+        with pytest.raises(ImproperlyConfigured, match=rf"^{name} (with several hosts )?must read postgres://") as refused:
+            load(**{name: f"postgres://nexus:terces@{hosts}/nexus?target_session_attrs=read-write"})
+        assert "terces" not in str(refused.value)
+
+
+def test_several_hosts_of_which_any_could_be_written_to(load):
+    two = "postgres://nexus@a:5432,b:5433/nexus"
+    for attributes in ("", "?target_session_attrs=any", "?target_session_attrs=prefer-standby"):
+        with pytest.raises(ImproperlyConfigured, match=r"^DATABASE_URL names 2 hosts: it must end in \?target_session_attrs=read-write"):
+            load(DATABASE_URL=two + attributes)
+    with pytest.raises(ImproperlyConfigured, match=r"^REPLICA_URL: PostgreSQL knows no such target_session_attrs"):
+        load(REPLICA_URL=f"{two}?target_session_attrs=fastest")
+
+    primary, standby = f"{two}?target_session_attrs=read-write", f"{two}?target_session_attrs=prefer-standby"
+    both = load(DATABASE_URL=primary, REPLICA_URL=standby)["DATABASES"]
+
+    assert {alias: (at["HOST"], at["PORT"], at["OPTIONS"]["target_session_attrs"]) for alias, at in both.items()} == {
+        "default": ("a,b", "5432,5433", "read-write"),
+        "replica": ("a,b", "5432,5433", "prefer-standby"),
+    }
+    assert both["replica"]["OPTIONS"]["connect_timeout"] == 2
+    assert list(load(DATABASE_URL="postgres://nexus@a/nexus")["DATABASES"]) == ["default"]
+
+
 @pytest.mark.parametrize(
     "origin", ["vote.example.org", "*", "https://*.example.org", "https://vote.example.org/", "ftp://vote.example.org"]
 )
@@ -254,12 +305,20 @@ def test_an_origin_that_is_none(load, origin):
         load(CORS_ALLOWED_ORIGINS=f"https://vote.example.org,{origin}")
 
 
+@pytest.mark.parametrize("text", ["", "localhost", "127.0.0.1:9100", "*", "127.0.0.256"])
+def test_an_address_to_listen_on_that_is_none(load, text):
+    assert load(METRICS_HOST="::")["METRICS_HOST"] == "::"
+    with pytest.raises(ImproperlyConfigured, match=r"^METRICS_HOST is '.*'; it must be an address of this machine"):
+        load(METRICS_HOST=text)
+
+
 def test_every_setting_but_free_text_was_given_a_wrong_value():
     tried = {*NUMBERS, "DEBUG", "SECURE_SSL_REDIRECT", "SECRET_KEY", "VOTER_SECRET", "DATABASE_URL", "CELERY_BROKER_URL", "BROKER_API_URL"}
     tried |= {"REGISTRATION_OPEN", "GRAPHQL_INTROSPECTION", "NEW_ACCOUNT_ROLE", "EMAIL_URL", "PASSWORD_RESET_URL", "CORS_ALLOWED_ORIGINS"}
-    tried |= {"ALLOWED_NETWORKS", "RULES", "CACHE_URL"}
+    tried |= {"ALLOWED_NETWORKS", "RULES", "CACHE_URL", "REPLICA_URL", "METRICS_HOST"}
     free = {"ALLOWED_HOSTS", "CSRF_TRUSTED_ORIGINS", "DEFAULT_FROM_EMAIL"}  # Django's own checks look at them
-    assert set(settings_read()) == tried | free | {"QUEUE_PREFIX", "LOG_LEVEL"}
+    free |= {"FLOWER_BASIC_AUTH", "WEB_DATABASE_ROLE", "WORKER_DATABASE_ROLE"}  # test_flower.py, test_security.py
+    assert set(settings_read()) == tried | free | {"QUEUE_PREFIX", "LOG_LEVEL", "LOG_FORMAT", "SENTRY_DSN", "LIVENESS_FOLDER"}
 
 
 def test_spaces_in_a_list_are_no_part_of_the_names(load):

@@ -136,7 +136,7 @@ class CaseAdmin(Deciding):
     def how_far(self, case: SuspiciousIP) -> SafeString:
         """How many times the threshold, as a bar that is full at ten times."""
         width = round(min(case.score, 10) * 10)
-        return format_html('<span class="case-score"><i style="width:{}%"></i></span> {}', width, f"{case.score:.1f}")
+        return format_html('<svg class="case-score"><rect width="{}%" height="100%"/></svg> {}', width, f"{case.score:.1f}")
 
     @admin.display(description="last vote (UTC)", ordering="last_seen")
     def latest(self, case: SuspiciousIP) -> str:

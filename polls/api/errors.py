@@ -11,7 +11,7 @@ from django.shortcuts import render
 from rest_framework import exceptions
 from rest_framework.response import Response
 
-from polls import problems
+from polls import metrics, problems
 from polls.problems import Refusal
 
 
@@ -20,6 +20,7 @@ def answer_with_a_problem(exc: Exception, context: dict[str, Any]) -> Response |
     refusal = refusal_of(exc)
     if refusal is None:
         return None
+    metrics.refused[refusal.problem.slug].inc()
     return Response(refusal.body(), refusal.problem.status, headers=refusal.headers, content_type=problems.CONTENT_TYPE)
 
 
@@ -81,6 +82,7 @@ def server_error(request: HttpRequest) -> HttpResponse:
 
 def respond(refusal: Refusal) -> HttpResponse:
     """Return the answer of a door that is not the REST framework's."""
+    metrics.refused[refusal.problem.slug].inc()
     return HttpResponse(
         json.dumps(refusal.body()), status=refusal.problem.status, headers=refusal.headers, content_type=problems.CONTENT_TYPE
     )

@@ -69,7 +69,7 @@ class IntegrityView(APIView):
         report = integrity.read(poll.pk)
         if report is None:
             raise problems.UNKNOWN_POLL.says("No poll has this id.")
-        found = finality.look()
+        found = finality.look(now())
         return Response(IntegritySerializer(_shown(poll, report, found)).data, headers=NOT_STORED)
 
 

@@ -2,7 +2,7 @@
 
 from django.urls import path, re_path
 from django.views.decorators.csrf import csrf_exempt
-from drf_spectacular.views import SpectacularAPIView, SpectacularRedocView, SpectacularSwaggerView
+from drf_spectacular.views import SpectacularAPIView, SpectacularRedocView, SpectacularSwaggerSplitView
 
 from polls.api import accounts, blocks, cases, clients, codes, errors, integrity, operators, rules, rulings, views
 from polls.api.graphql.view import GraphQLView
@@ -52,8 +52,8 @@ urlpatterns = [
     path("api/v1/dead-letters/<str:message_id>/replay", operators.ReplayOneView.as_view()),
     re_path(r"^graphql/?$", GraphQLView.as_view()),
     path("api/schema", SpectacularAPIView.as_view(), name="schema"),
-    path("api/docs", views.from_this_host_only(SpectacularSwaggerView.as_view(url_name="schema"))),
-    path("api/redoc", views.from_this_host_only(SpectacularRedocView.as_view(url_name="schema", template_name="polls/redoc.html"))),
+    path("api/docs", SpectacularSwaggerSplitView.as_view(url_name="schema", template_name="polls/swagger.html")),
+    path("api/redoc", views.styled_by_scripts(SpectacularRedocView.as_view(url_name="schema", template_name="polls/redoc.html"))),
     path("problems/<slug:slug>", errors.explain),
     re_path(r"^api(?:/[\s\S]*)?\Z", csrf_exempt(errors.not_found)),  # else a POST would be told, in HTML, that it lacks a cookie
 ]

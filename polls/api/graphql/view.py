@@ -6,7 +6,6 @@ import re
 import time
 from typing import Any
 
-from django.conf import settings
 from django.utils.timezone import now
 from drf_spectacular.utils import extend_schema
 from graphql import GraphQLError
@@ -16,7 +15,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 from strawberry.schema.exceptions import CannotGetOperationTypeError
 
-from polls import accepting, problems
+from polls import accepting, metrics, problems
 from polls.api.errors import refusal_of
 from polls.api.graphql.limits import MAX_DOCUMENT_LENGTH
 from polls.api.graphql.schema import schema
@@ -73,6 +72,7 @@ class GraphQLView(APIView):
 def _shown(error: GraphQLError) -> dict[str, Any]:
     """Return the error with what a problem of REST says in its `extensions`."""
     refusal = _refusal(error)
+    metrics.refused[refusal.problem.slug].inc()
     body = refusal.body()
     del body["detail"]
     if errors := body.get("errors"):
@@ -86,9 +86,7 @@ def _refusal(error: GraphQLError) -> Refusal:
         return problems.INVALID.says(error.message)
     if cause is not None and (refusal := refusal_of(cause)):
         return refusal
-    # The class only: the text may hold what was sent.
-    field = ".".join(map(str, error.path or ()))
-    logger.error("GraphQL's field %s failed: %s", field, type(cause or error).__name__, exc_info=cause if settings.DEBUG else None)
+    logger.error("GraphQL's field %s failed", ".".join(map(str, error.path or ())), exc_info=cause or error)
     return problems.SERVER_ERROR.says("The error is in our log.")
 
 

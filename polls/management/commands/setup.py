@@ -3,10 +3,14 @@
 from typing import Any
 
 from amqp.exceptions import AMQPError, PreconditionFailed
+from django.conf import settings
 from django.core.management import BaseCommand, CommandError, call_command
-from django.db import OperationalError
+from django.db import OperationalError, ProgrammingError
+from django.utils.timezone import now
 from kombu.exceptions import KombuError
+from psycopg2 import errorcodes
 
+from polls import networks, privileges
 from tasks import queues
 
 
@@ -16,9 +20,15 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             call_command("migrate", interactive=False, verbosity=options["verbosity"])
+            networks.current_secret(at=now())  # which no web process may make
+            privileges.grant(settings.WEB_DATABASE_ROLE, settings.WORKER_DATABASE_ROLE)
             queues.declare()
         except OperationalError as exc:
             raise CommandError(f"The database of DATABASE_URL does not let us in: {exc}") from exc
+        except ProgrammingError as exc:
+            if getattr(exc.__cause__, "pgcode", "") != errorcodes.UNDEFINED_OBJECT:
+                raise
+            raise CommandError(f"WEB_DATABASE_ROLE and WORKER_DATABASE_ROLE name roles that are there: {exc}") from exc
         except PreconditionFailed as exc:
             raise CommandError(f"A queue is there already with other arguments; empty it, delete it, and try again. {exc}") from exc
         except (AMQPError, KombuError, OSError) as exc:
