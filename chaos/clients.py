@@ -8,6 +8,7 @@ import random
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,8 @@ from chaos.ledger import Ledger, Vote
 # Longer than any answer may take (4 s), so that one that does is seen.
 TIMEOUT_SECONDS = 10
 BATCH = 100
+# Where there are several web processes, a connection goes to the next after so many answers: each has to know the polls by now.
+_ANSWERS_EACH = 50
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,10 @@ class Crowd:
     batching: int = 0
     # Votes a second at most: the machine has other things to do.
     rate: int = 900
+    # Of more web processes: who gets no answer from one goes to the next.
+    other_ports: tuple[int, ...] = ()
+    # Cast these and no others, each until its answer is definite.
+    votes: tuple[Vote, ...] | None = None
 
 
 class Clients:
@@ -49,7 +56,14 @@ class Clients:
         self._process.start()
         return self
 
+    def cast_all(self) -> None:
+        """Return when all votes of a crowd that has its `votes` are cast."""
+        self._process.join()
+
     def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        if exc_type:  # nobody will look at what they noted
+            self._process.kill()
+            return
         self._enough.set()
         self._process.join(120)
         if self._process.exitcode != 0:
@@ -87,7 +101,7 @@ def _cast(crowd: Crowd, enough: Any) -> None:
 class _Casting:
     def __init__(self, crowd: Crowd) -> None:
         self._crowd = crowd
-        self._votes = votes_of(crowd)
+        self._votes = iter(crowd.votes) if crowd.votes is not None else votes_of(crowd)
         self._ledger = Ledger(crowd.ledger)
         self._attempts = 0
         self._allowed = 0.0
@@ -117,7 +131,8 @@ class _Casting:
             elif batches and self._allowed >= BATCH:
                 votes = self._batch()
             elif not batches and self._allowed >= 1:
-                votes = [next(self._votes)]
+                votes = list(islice(self._votes, 1))
+                self._is_over = self._is_over or not votes
             else:
                 await asyncio.sleep(0.005)
                 continue
@@ -174,6 +189,9 @@ class _Connection:
 
     def __init__(self, crowd: Crowd) -> None:
         self._crowd = crowd
+        self._ports = deque([crowd.port, *crowd.other_ports])
+        self._ports.rotate(random.randrange(len(self._ports)))
+        self._answers = 0
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def post(self, path: str, body: object, key: str | None = None) -> tuple[int, dict[str, Any]]:
@@ -183,11 +201,12 @@ class _Connection:
                 return await self._post(path, json.dumps(body).encode(), key)
         except (OSError, EOFError, ValueError, TimeoutError):
             self.close()
+            self._ports.rotate(1)
             return 0, {}
 
     async def _post(self, path: str, body: bytes, key: str | None) -> tuple[int, dict[str, Any]]:
         if self._streams is None:
-            self._streams = await asyncio.open_connection("127.0.0.1", self._crowd.port, limit=1 << 22)
+            self._streams = await asyncio.open_connection("127.0.0.1", self._ports[0], limit=1 << 22)
         reader, writer = self._streams
         head = [f"POST {path} HTTP/1.1", "Host: localhost", f"Authorization: Api-Key {self._crowd.client_key}"]
         head += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
@@ -196,7 +215,11 @@ class _Connection:
         lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower().split("\r\n")
         headers = dict(line.split(": ", 1) for line in lines[1:] if ": " in line)
         content = await reader.readexactly(int(headers["content-length"]))
-        if headers.get("connection") == "close":
+        self._answers += 1
+        is_turn = len(self._ports) > 1 and self._answers % _ANSWERS_EACH == 0
+        if is_turn:
+            self._ports.rotate(1)
+        if is_turn or headers.get("connection") == "close":
             self.close()
         return int(lines[0].split()[1]), json.loads(content) if content else {}
 

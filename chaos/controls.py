@@ -63,3 +63,10 @@ _control(
         "        count.cursor = cursor\n        count.change_tallies()\n",
     ),
 )
+_hosts = scenarios.ALL["host-killed"]
+ALL["standby-not-awaited"] = replace(
+    _hosts,
+    name="standby-not-awaited",
+    what="commits do not wait for the standby that takes over (host-killed)",
+    stage={**_hosts.stage, "awaits_standby": False},
+)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +40,19 @@ class Ledger:
 
     def _write(self, line: list[Any]) -> None:
         self._file.write(json.dumps(line) + "\n")
+
+
+def accepted(paths: Iterable[Path]) -> dict[str, Vote]:
+    """Return the votes with a 202 by their id."""
+    found = {}
+    for path in paths:
+        sent: dict[int, Vote] = {}
+        for kind, attempt, _, *rest in read(path):
+            if kind == "sent":
+                sent[attempt] = Vote(*rest)
+            elif rest[0] == 202:
+                found[rest[1]] = sent[attempt]
+    return found
 
 
 def read(path: Path) -> Iterator[list[Any]]:

@@ -1,11 +1,13 @@
-"""Messages by hand: what is put on the queue of votes, or taken from it, past the product."""
+"""Messages by hand: what is put on the queues of votes, or taken from them, past the product."""
 
 from __future__ import annotations
 
 import base64
 import json
+import time
 import uuid
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import amqp
@@ -13,7 +15,13 @@ import msgspec
 
 from stack import rabbitmq
 
-QUEUE = "votes"
+# They take turns: this one in the even minutes since 1970, that one in the odd ones.
+QUEUES = ("votes.even", "votes.odd")
+
+
+def queue_now() -> str:
+    """Return the queue whose turn it is."""
+    return QUEUES[int(time.time()) // 60 % 2]
 
 
 def headers(task: str = "votes.count") -> dict[str, Any]:
@@ -39,12 +47,12 @@ def packed(votes: Iterable[list[Any]]) -> object:
 
 
 def put(broker_url: str, messages: Iterable[amqp.Message]) -> int:
-    """Put the messages on the queue, each confirmed; return how many."""
+    """Put the messages on the queue whose turn it is, each confirmed; return how many."""
     done = 0
     with rabbitmq.connect(broker_url, 5) as connection:
         channel = connection.channel()
         for message in messages:
-            channel.basic_publish_confirm(message, routing_key=QUEUE, mandatory=True)
+            channel.basic_publish_confirm(message, routing_key=queue_now(), mandatory=True)
             done += 1
     return done
 
@@ -60,19 +68,31 @@ def bundle(votes: Iterable[list[Any]], form: Callable[[Iterable[list[Any]]], obj
 
 
 def rearrange(broker_url: str, order: Callable[[list[amqp.Message]], Iterable[amqp.Message]]) -> int:
-    """Take all messages from the queue and put them back in this order; return how many are there now.
+    """Take all messages from the queues and put them back in this order; return how many are there now.
 
     None is lost on the way: each leaves only when all are back.
     """
     with rabbitmq.connect(broker_url, 5) as connection:
         channel = connection.channel()
         channel.auto_decode = False
-        taken = list(iter(lambda: channel.basic_get(QUEUE), None))
-        again = [amqp.Message(m.body, application_headers=m.headers, **_kept(m.properties)) for m in order(taken)]
-        count = put(broker_url, again)
+        taken = [message for queue in QUEUES for message in iter(partial(channel.basic_get, queue), None)]
+        count = put(broker_url, (copy(message) for message in order(taken)))
         for each in taken:
             channel.basic_ack(each.delivery_tag)
         return count
+
+
+def copies(broker_url: str) -> list[amqp.Message]:
+    """Return a copy of every message in the queues; they stay there."""
+    with rabbitmq.connect(broker_url, 5) as connection:
+        channel = connection.channel()
+        channel.auto_decode = False
+        # What was taken and not acknowledged goes back when the connection is closed.
+        return [copy(message) for queue in QUEUES for message in iter(partial(channel.basic_get, queue), None)]
+
+
+def copy(message: amqp.Message) -> amqp.Message:
+    return amqp.Message(message.body, application_headers=message.headers, **_kept(message.properties))
 
 
 def _kept(properties: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -72,14 +72,16 @@ def judge(
     *,
     returns: Sequence[tuple[int, int]] = (),
     clock_error: int = 0,
+    forgotten: tuple[Collection[str], int] = ((), 0),
 ) -> Verdict:
     """Return the verdict.
 
     `last_stands`: {poll id: whether a voter's last vote stands, else the first}. `returns`: when a server was back, and when the next
-    fault came. `clock_error`: how far the product's clocks may be from the clients'. All in microseconds (since 1970).
+    fault came. `clock_error`: how far the product's clocks may be from the clients'. `forgotten`: ids of votes that were lost with the
+    database, by a moment; what was said of them before is void. All in microseconds (since 1970).
     """
     verdict = Verdict(drifted=len(list(drift)))
-    votes = _read(notes, verdict, returns, clock_error)
+    votes = _read(notes, verdict, returns, clock_error, forgotten)
     by_id = {vote.id: vote for vote in votes if vote.id}
     verdict.accepted = len(by_id)
 
@@ -146,10 +148,17 @@ def _possible_winners(votes: list[_Known], *, last_stands: bool) -> set[str | No
     return possible
 
 
-def _read(notes: Iterable[Path], verdict: Verdict, returns: Sequence[tuple[int, int]], clock_error: int) -> list[_Known]:
+def _read(
+    notes: Iterable[Path],
+    verdict: Verdict,
+    returns: Sequence[tuple[int, int]],
+    clock_error: int,
+    forgotten: tuple[Collection[str], int],
+) -> list[_Known]:
     """Read the ledgers; fill in what the verdict says of the answers."""
     known: dict[Vote, _Known] = {}
     accepted_moments: list[int] = []
+    void_ids, void_until = forgotten
     for path in notes:
         under_way: dict[int, tuple[_Known, int]] = {}
         for kind, attempt, at, *rest in ledger.read(path):
@@ -164,7 +173,8 @@ def _read(notes: Iterable[Path], verdict: Verdict, returns: Sequence[tuple[int, 
             if status == 202:
                 moment = _microseconds(accepted_at)
                 entry.id = id
-                entry.accepted_at = moment if entry.accepted_at is None else min(entry.accepted_at, moment)
+                if at > void_until or id not in void_ids:
+                    entry.accepted_at = moment if entry.accepted_at is None else min(entry.accepted_at, moment)
                 accepted_moments.append(at)
             elif status == 0 or status >= 500:
                 _note_unclear(verdict, entry, sent_at - clock_error)

@@ -17,6 +17,8 @@ class Scenario:
     what: str
     happen: Callable[[Stage], None]
     edits: tuple[Edit, ...] = ()
+    # What it is played on.
+    on: type[Stage] = Stage
     # The rest of what a stage is told: see stage.Stage.
     stage: Mapping[str, Any] = field(default_factory=dict)
     # What is done before anybody votes.

@@ -10,12 +10,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from signal import SIGKILL, Signals
+from signal import SIGKILL, SIGQUIT, Signals
 from typing import Any, Self
 from urllib.parse import urlsplit, urlunsplit
 
@@ -23,7 +24,7 @@ import amqp
 import psutil
 import psycopg2
 
-from chaos import oracle
+from chaos import messages, oracle
 from chaos.clients import Clients, Crowd
 from chaos.ledger import Ledger, Vote
 from chaos.oracle import Tables, Verdict
@@ -33,13 +34,21 @@ from stack.demo import make_poll
 from stack.folder import ROOT
 from stack.program import Program
 from stack.stack import Stack
+from stack.supervisor import SupervisorGone, leftovers
 from stack.up import manage, seed_demo
 
 PROGRAMS = ("web", "worker", "periodic", "beat")
-# How long everything may take to be counted once the load has ended (seconds). Chosen: the long run leaves half a million votes.
-PATIENCE = 600
+# How long nothing at all may move before something is stuck (seconds). No limit to how long it moves: machines are slow or busy.
+PATIENCE = 120
 # The broker is in use again when for so long no bundle went to the outbox (seconds).
 _CALM_SECONDS = 1.5
+
+
+class PatientStack(Stack):
+    """Waits longer for programs that start: how fast this machine starts them is not what is tried."""
+
+    def wait(self, *names: str, seconds: float = PATIENCE, ready: Callable[[str], None] | None = None) -> None:
+        super().wait(*names, seconds=max(seconds, PATIENCE), ready=ready)
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,8 @@ class Stage:
     twins: tuple[str, ...] = ()
     # Nodes of RabbitMQ.
     nodes: int = 1
+    # Whether PostgreSQL has a standby.
+    standby: bool = False
     # Whether the web process reaches RabbitMQ through `proxy`.
     is_proxied: bool = False
     # How wrong the product's clocks may be (seconds).
@@ -73,14 +84,20 @@ class Stage:
     injected: int = 0
     # What a scenario found that should not be so.
     complaints: list[str] = field(default_factory=list)
+    # What it measured, in sentences.
+    notes: list[str] = field(default_factory=list)
+    # {program: how often it was killed}
+    kills: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.dice = random.Random(self.seed)
-        self.ledger = self.folder / "ledger"
         # When the poll ends that a scenario is about.
         self.closes_at = datetime.max.replace(tzinfo=UTC)
         self._by_hand = 0
         self._drift: list[Any] = []
+        self._looking = threading.Lock()
+        # What was lost with a database, as a scenario may: see oracle.judge.
+        self.forgotten: tuple[frozenset[str], int] = (frozenset(), 0)
         # Microseconds since 1970: when something was done, when a server was back, when a bundle went to the outbox.
         self._faults: list[int] = []
         self._returns: list[tuple[int, str]] = []
@@ -89,10 +106,16 @@ class Stage:
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.root = self._copy()
-        self.stack = Stack(self.folder / "stack", env=self.env, programs=self._programs, broker_nodes=self.nodes)
+        for edit in self.edits:
+            self.edit(edit)
+        self.stack: Stack = PatientStack(
+            self.folder / "stack", env=self.env, programs=self._programs, broker_nodes=self.nodes, standby=self.standby
+        )
+        self._hasten_figures()
         with ExitStack() as leaving:
             self._entering = leaving
             leaving.enter_context(self.stack)
+            leaving.callback(self._end)
             manage(self.stack, "setup")
             self.dev = seed_demo(self.stack)
             self.stack.start(*PROGRAMS, *(f"{name}2" for name in self.twins))
@@ -113,7 +136,7 @@ class Stage:
             url = urlsplit(env["CELERY_BROKER_URL"])
             self.proxy = self._entering.enter_context(Proxy(url.port or 5672))
             proxied = urlunsplit(url._replace(netloc=url.netloc.replace(f":{url.port}", f":{self.proxy.port}")))
-            programs = [replace(p, env={"CELERY_BROKER_URL": proxied}) if p.name == "web" else p for p in programs]
+            programs = [replace(p, env={**p.env, "CELERY_BROKER_URL": proxied}) if p.name == "web" else p for p in programs]
         return programs + [replace(program, name=f"{program.name}2") for program in programs if program.name in self.twins]
 
     def make_poll(self, **fields: Any) -> dict[str, Any]:
@@ -121,18 +144,37 @@ class Stage:
         return {"id": poll["id"], "options": [option["id"] for option in poll["options"]], "last_stands": poll["allow_change"]}
 
     def _copy(self) -> Path:
-        """Copy the product, which somebody may be editing, and make the edits there."""
+        """Copy the product, which somebody may be editing."""
         copy = self.folder / "product"
         for name in ("core", "polls", "tasks"):
             shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "manage.py", copy)
-        for edit in self.edits:
-            path = copy / edit.file
-            text = path.read_text()
-            if text.count(edit.old) != 1:
-                raise ValueError(f"{edit.file} does not hold this once: {edit.old}")
-            path.write_text(text.replace(edit.old, edit.new))
         return copy
+
+    def _hasten_figures(self) -> None:
+        """Have RabbitMQ tell every second, and not every five, what a queue holds: `settle` waits for that."""
+        home = self.stack.folder / "rabbitmq"
+        for place in [home, *(home / f"rabbitmq{number}" for number in range(2, self.nodes + 1))]:
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (place / "advanced.config").write_text("[{rabbit, [{quorum_tick_interval, 1000}]}].\n")
+
+    def _end(self) -> None:
+        """End all at once: nobody needs what is left. Only PostgreSQL is let go by itself, or its shared memory would stay."""
+        try:
+            postgres = self.stack.pid("postgres")
+        except SupervisorGone:
+            return  # the stack looks for leftovers
+        for pid in leftovers(self.stack.folder):
+            with suppress(ProcessLookupError):
+                os.kill(pid, SIGQUIT if pid == postgres else SIGKILL)
+
+    def edit(self, edit: Edit) -> None:
+        """Change the copy of the product; programs that are started later have the change."""
+        path = self.root / edit.file
+        text = path.read_text()
+        if text.count(edit.old) != 1:
+            raise ValueError(f"{edit.file} does not hold this once: {edit.old}")
+        path.write_text(text.replace(edit.old, edit.new))
 
     # --- Load and judgement -----------------------------------------------------------------------------------------------
 
@@ -143,19 +185,25 @@ class Stage:
         watcher = threading.Thread(target=self._watch, args=[enough])
         watcher.start()
         try:
-            with Clients(Crowd(int(self.stack.env["PORT"]), self.dev["client_key"], tuple(self.polls), self.ledger, self.seed, **crowd)):
+            with Clients(self.crowd("load", **crowd)):
                 yield
         finally:
             enough.set()
             watcher.join()
+
+    def crowd(self, name: str, **crowd: Any) -> Crowd:
+        """Return a crowd for this stage, with a ledger of its own."""
+        notes = self.folder / f"ledger.{name}"
+        return Crowd(int(self.stack.env["PORT"]), self.dev["client_key"], tuple(self.polls), notes, self.seed, **crowd)
 
     def _watch(self, enough: threading.Event) -> None:
         kept, pause = None, 0.3
         while not enough.wait(pause):
             began = time.monotonic()
             try:
-                self._drift += self.query(_DRIFT)
-                now_kept = self.query("SELECT last_value FROM outbox_id_seq")
+                with self._looking:
+                    self._drift += self.drift()
+                    now_kept = self.query("SELECT last_value FROM outbox_id_seq")
             except psycopg2.Error:
                 continue
             if kept not in (None, now_kept):
@@ -164,9 +212,19 @@ class Stage:
             # Looking must not become the load itself.
             pause = max(0.3, 5 * (time.monotonic() - began))
 
+    @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """Nobody compares tallies with votes while the block runs."""
+        with self._looking:
+            yield
+
+    def drift(self) -> list[tuple[Any, ...]]:
+        """Return the tallies that are not the count of the votes."""
+        return self.query(_DRIFT)
+
     def judge(self) -> Verdict:
         """Have it judged what is in the tables."""
-        self._drift += self.query(_DRIFT)
+        self._drift += self.drift()
         outcomes = dict(
             self.query(
                 "SELECT vote_id::text, count(*) FROM (SELECT vote_id FROM votes UNION ALL SELECT vote_id FROM outcomes) v GROUP BY 1"
@@ -174,10 +232,15 @@ class Stage:
         )
         standing = frozenset(id for (id,) in self.query("SELECT vote_id::text FROM votes"))
         last_stands = {poll["id"]: poll["last_stands"] for poll in self.polls}
-        notes = sorted(self.folder.glob("ledger*"))
         ends = [(at, min((fault for fault in self._faults if fault > at), default=_microseconds())) for at, _ in self._returns]
         verdict = oracle.judge(
-            notes, Tables(outcomes, standing), last_stands, self._drift, returns=ends, clock_error=self.clock_error * 1_000_000
+            self.ledgers(),
+            Tables(outcomes, standing),
+            last_stands,
+            self._drift,
+            returns=ends,
+            clock_error=self.clock_error * 1_000_000,
+            forgotten=self.forgotten,
         )
         verdict.longest_return = max([verdict.longest_return, *map(self._seconds_until_queued, self._returns, ends)])
         return verdict
@@ -194,29 +257,48 @@ class Stage:
         return (last - began) / 1_000_000
 
     def settle(self) -> None:
-        """Return when nothing is on its way any more and nothing has been counted for a second; complain when that takes too long."""
-        give_up_at, before, calm = time.monotonic() + PATIENCE, -1, 0
-        while calm < 5:
-            if time.monotonic() > give_up_at:
-                self.complaints.append(f"not all was counted within {PATIENCE} s")
-                return
+        """Return when nothing is on its way any more and nothing has been counted for a second; complain when it gets stuck before."""
+        seen: dict[str, object] = {}
+        moved_at, calm = time.monotonic(), 0
+        while True:
             time.sleep(0.2)
-            try:
-                # Looked at only then: counting them all the time would keep the workers from it.
-                stored = -1 if self.depth("votes") or self.query("SELECT count(*) FROM outbox")[0][0] else self.stored()
-            except (psycopg2.Error, OSError, amqp.AMQPError):
-                continue
-            calm = calm + 1 if stored == before >= 0 else 0
-            before = stored
-        give_up_at = time.monotonic() + 20
-        while held := self.depth("votes", of="messages"):
-            if time.monotonic() > give_up_at:
-                self.complaints.append(f"{held} messages are neither counted nor waiting")
+            # What workers hold is asked for last: that costs a second.
+            of = "messages" if calm >= 5 else "ready"
+            left = self._left(of)
+            is_done = left is not None and not any(left[:2])
+            if is_done and of == "messages":
                 return
+            if left != seen.get(of):
+                seen[of], moved_at = left, time.monotonic()
+                calm = 0 if of == "ready" else calm
+            elif time.monotonic() - moved_at > PATIENCE:
+                self.complaints.append(f"nothing moved for {PATIENCE} s; left of messages ({of}), outbox, stored: {left}")
+                return
+            elif is_done:
+                calm += 1
+
+    def _left(self, of: str) -> tuple[int, int, int] | None:
+        """Return how many messages and bundles in the outbox are not counted, and, when none, how many votes are stored.
+
+        None while a server does not answer. Counting the votes all the time would keep the workers from it.
+        """
+        try:
+            messages_left = self.depth(*messages.QUEUES, of=of)
+            kept = self.query("SELECT count(*) FROM outbox")[0][0]
+            return messages_left, kept, 0 if messages_left or kept else self.stored()
+        except (psycopg2.Error, OSError, amqp.AMQPError, subprocess.SubprocessError):
+            return None
 
     def stored(self) -> int:
         """Return how many votes have an outcome."""
         return int(self.query("SELECT (SELECT count(*) FROM votes) + (SELECT count(*) FROM outcomes)")[0][0])
+
+    def ids(self) -> set[str]:
+        """Return the ids of all votes that have an outcome."""
+        return {id for (id,) in self.query("SELECT vote_id::text FROM votes UNION SELECT vote_id::text FROM outcomes")}
+
+    def ledgers(self) -> list[Path]:
+        return sorted(self.folder.glob("ledger*"))
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         with psycopg2.connect(self.stack.database_url, connect_timeout=3) as connection, connection.cursor() as cursor:
@@ -227,13 +309,14 @@ class Stage:
         with psycopg2.connect(self.stack.database_url, connect_timeout=3) as connection, connection.cursor() as cursor:
             cursor.execute(sql)
 
-    def depth(self, queue: str, of: str = "ready") -> int:
-        """Messages that wait in the queue; with `of` "messages", also those that a worker holds."""
+    def depth(self, *queues: str, of: str = "ready") -> int:
+        """Messages that wait in the queues; with `of` "messages", also those that a worker holds."""
         if of == "messages":
-            queues = json.loads(self.rabbitmqctl("list_queues", "name", "messages", "--formatter", "json"))
-            return int(next(row["messages"] for row in queues if row["name"] == queue))
+            rows = json.loads(self.rabbitmqctl("list_queues", "name", "messages", "--formatter", "json"))
+            return sum(int(row["messages"]) for row in rows if row["name"] in queues)
         with rabbitmq.connect(self.stack.broker_url, 3) as connection:
-            return int(connection.channel().queue_declare(queue, passive=True).message_count)
+            channel = connection.channel()
+            return sum(int(channel.queue_declare(queue, passive=True).message_count) for queue in queues)
 
     def versions(self) -> str:
         with rabbitmq.connect(self.stack.broker_url, 3) as connection:
@@ -269,6 +352,7 @@ class Stage:
     def kill(self, name: str, number: Signals = SIGKILL) -> None:
         """Send the signal to the program's own process, and wait until it is back."""
         self.did()
+        self.kills[name] += 1
         self.stack.wait_until_back(name, self.stack.kill(name, number))
         if name not in PROGRAMS:
             self.is_back(name)
@@ -281,6 +365,7 @@ class Stage:
         except (psutil.NoSuchProcess, IndexError):
             return
         self.did()
+        self.kills[f"{name} child"] += 1
 
     @contextmanager
     def away(self, server: str) -> Iterator[None]:
@@ -319,7 +404,7 @@ class Stage:
             check=True,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
         )
         return done.stdout
 

@@ -46,7 +46,8 @@ MANIFEST, DATABASE, BROKER, SECRETS = "manifest.json", "database.dump", "broker.
 SECRET_NAMES = ("SECRET_KEY", "VOTER_SECRET")
 # Whose rows are counted when a backup is made, and again when it was put back.
 COUNTED = ("polls", "votes", "outcomes", "outbox")
-QUEUES = ("votes", "votes.dead", "periodic")
+VOTES_QUEUES = ("votes.even", "votes.odd")
+QUEUES = (*VOTES_QUEUES, "votes.dead", "periodic")
 
 
 def main() -> int:
@@ -134,7 +135,7 @@ def copy_into(folder: Path, *, wait_seconds: float, with_secrets: bool) -> dict[
 def wait_for_the_queue(seconds: float) -> tuple[int, int]:
     """Wait until no bundle waits to be taken by a worker; return how many do, and how many dead letters there are."""
     give_up_at = time.monotonic() + seconds
-    while (waiting := depth("votes")) and time.monotonic() < give_up_at:
+    while (waiting := waiting_bundles()) and time.monotonic() < give_up_at:
         time.sleep(0.1)
     return waiting, depth("votes.dead")
 
@@ -171,7 +172,7 @@ def restore(folder: Path, *, replace: bool, other_voter_secret: bool) -> None:
     check_secrets(folder, manifest, other_voter_secret=other_voter_secret)
     if missing := [name for name in manifest["migrations"] if not (ROOT / "polls" / "migrations" / f"{name}.py").exists()]:
         raise StackError(f"The backup is of a newer version of Nexus ({missing[-1]} is not known here): restore it with that one.")
-    depth("votes")  # raises StackError while the broker is away: `setup` will need it
+    waiting_bundles()  # raises StackError while the broker is away: `setup` will need it
     with closing(connect()) as connection, connection.cursor() as cursor:
         if connection.server_version // 10_000 < manifest["postgres"]:
             raise StackError(f"The backup is of PostgreSQL {manifest['postgres']}: it needs that or a newer one.")
@@ -187,7 +188,7 @@ def restore(folder: Path, *, replace: bool, other_voter_secret: bool) -> None:
     if (folder / BROKER).exists():
         put_definitions(json.loads((folder / BROKER).read_text()))
     manage("audit")
-    waiting = depth("votes")
+    waiting = waiting_bundles()
     print(f"Done in {time.monotonic() - began:.1f} s. Start Nexus: it counts the {waiting} bundles in the queue, and no vote twice.")
 
 
@@ -219,8 +220,8 @@ def check_secrets(folder: Path, manifest: dict[str, Any], *, other_voter_secret:
 
 def check_place(cursor: Any, *, replace: bool) -> None:
     """Refuse while Nexus runs, or, without `replace`, a database that holds polls or votes."""
-    if rabbitmq.consumers(os.environ["CELERY_BROKER_URL"], queue_name("votes")):
-        raise StackError("Workers take from the queue of votes: stop Nexus first (`make down`).")
+    if any(rabbitmq.consumers(os.environ["CELERY_BROKER_URL"], queue_name(queue)) for queue in VOTES_QUEUES):
+        raise StackError("Workers take from the queues of votes: stop Nexus first (`make down`).")
     cursor.execute(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
         "AND backend_type IS DISTINCT FROM 'autovacuum worker'"
@@ -277,7 +278,8 @@ def connection_parameters() -> dict[str, Any]:
 
 def libpq_environment() -> dict[str, str]:
     """Return the environment in which PostgreSQL's programs find the database; on their command line others would read the password."""
-    variables = {"PGDATABASE" if name == "dbname" else f"PG{name.upper()}": str(value) for name, value in connection_parameters().items()}
+    others = {"dbname": "PGDATABASE", "target_session_attrs": "PGTARGETSESSIONATTRS"}
+    variables = {others.get(name, f"PG{name.upper()}"): str(value) for name, value in connection_parameters().items()}
     return {**os.environ, **variables}
 
 
@@ -342,6 +344,10 @@ def depth(queue: str) -> int:
         return 0
     except (OSError, AMQPError, KombuError) as exc:
         raise StackError(f"The broker of CELERY_BROKER_URL does not let us in: {type(exc).__name__}.") from exc
+
+
+def waiting_bundles() -> int:
+    return sum(depth(queue) for queue in VOTES_QUEUES)
 
 
 def fetch_definitions() -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -33,7 +34,8 @@ PLACES = [
 ]
 
 
-def resolve(folder: Folder, given_url: str | None, say: Callable[[str], None]) -> Server:
+def resolve(folder: Folder, given_url: str | None, say: Callable[[str], None], *, standby: bool = False) -> Server:
+    """Return the server, or with `standby` a private pair: a primary and a standby that follows it (see `Member`)."""
     if given_url:
         try:
             connect(given_url, seconds=5)
@@ -46,28 +48,85 @@ def resolve(folder: Folder, given_url: str | None, say: Callable[[str], None]) -
     password = folder.secret("postgres_password")
     if not (home / "data").exists():
         make_cluster(bin_, home, user, password)
-    port = folder.port("postgres")
-    url = f"postgres://nexus:{password}@127.0.0.1:{port}/nexus"
-    settings = {
-        "listen_addresses": "127.0.0.1",
-        "port": port,
-        "unix_socket_directories": "",
-        "max_connections": 200,
-        # fsync and synchronous_commit stay on: that an accepted vote is never lost is what this pipeline is for.
-    }
-    command = [str(bin_ / "postgres"), "-D", str(home / "data")]
-    for name, value in settings.items():
-        command += ["-c", f"{name}={value}"]
-    program = Program(
-        name="postgres",
-        command=command,
-        answers=lambda: answers(url),
-        stage=2,
-        directory=home,
-        user=user.pw_name if user else "",
-        stop_signal="INT",  # "fast": does not wait for clients to leave
-    )
-    return Server(url, f"{version}, private, 127.0.0.1:{port} (DATABASE_URL is not set; {found})", (program,))
+    members = [Member(name, bin_, home, user, folder.port(name), password) for name in ("postgres", "postgres2")[: 1 + standby]]
+    chosen = f"{version}, private, {', '.join(member.address for member in members)} (DATABASE_URL is not set; {found})"
+    if not standby:
+        return Server(members[0].url, chosen, (members[0].program(),))
+    first, second = members
+    both = f"postgres://nexus:{password}@{first.address},{second.address}/nexus?target_session_attrs="
+    programs = (first.program(beside=second), second.program(beside=first))
+    return Server(f"{both}read-write", chosen, programs, env={"REPLICA_URL": f"{both}prefer-standby"})
+
+
+@dataclass(frozen=True)
+class Member:
+    """One private PostgreSQL: alone, or one of two that copy each other.
+
+    Whoever of the two starts with data that is no standby's, while the other is a primary, becomes its standby with a copy of its data.
+    So the pair fails over when the primary is gone for good and the standby is promoted; who decides that, and keeps the old primary
+    from starting alone, is not in here.
+    """
+
+    name: str
+    bin: Path
+    home: Path
+    user: pwd.struct_passwd | None
+    port: int
+    password: str
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"postgres://nexus:{self.password}@{self.address}/nexus"
+
+    @property
+    def data(self) -> Path:
+        return self.home / self.name.replace("postgres", "data")
+
+    def program(self, beside: "Member | None" = None) -> Program:
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": self.port,
+            "unix_socket_directories": "",
+            "max_connections": 200,
+            # fsync and synchronous_commit stay on: that an accepted vote is never lost is what this pipeline is for.
+        }
+        if beside:
+            settings |= {"cluster_name": self.name, "wal_keep_size": "256MB", "wal_retrieve_retry_interval": "500ms"}
+        command = [str(self.bin / "postgres"), "-D", str(self.data)]
+        for name, value in settings.items():
+            command += ["-c", f"{name}={value}"]
+        return Program(
+            name=self.name,
+            command=command,
+            before=lambda: self.follow(beside) if beside else None,
+            answers=lambda: answers(self.url),
+            stage=2 if self.name == "postgres" else 3,  # the standby after its primary
+            directory=self.home,
+            user=self.user.pw_name if self.user else "",
+            stop_signal="INT",  # "fast": does not wait for clients to leave
+        )
+
+    def follow(self, other: "Member") -> None:
+        """Become the other one's standby, with a copy of its data, if that is a primary and this is not its standby yet."""
+        if (self.data / "standby.signal").exists() or not is_primary(other.url):
+            return
+        shutil.rmtree(self.data, ignore_errors=True)
+        options = ["--write-recovery-conf", "--checkpoint=fast", "--wal-method=stream", "--no-sync"]
+        where = f"host=127.0.0.1 port={other.port} user=nexus application_name={self.name}"
+        run(self.user, self.home, self.bin / "pg_basebackup", "-D", self.data, "-d", where, *options, PGPASSWORD=self.password)
+
+
+def is_primary(url: str) -> bool:
+    """Whether a PostgreSQL answers there, and takes writes."""
+    try:
+        connect(f"{url}?target_session_attrs=primary", seconds=2)
+    except psycopg2.Error:
+        return False
+    return True
 
 
 def answers(url: str) -> bool:
@@ -175,27 +234,29 @@ def make_cluster(bin_: Path, home: Path, user: pwd.struct_passwd | None, passwor
     shutil.rmtree(part, ignore_errors=True)
     password_file = home / "password"
     write_private(password_file, password)
-
-    def run(*command: object, stdin: str = "") -> None:
-        done = subprocess.run(
-            [str(word) for word in command],
-            cwd=home,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            user=user.pw_uid if user else None,
-            group=user.pw_gid if user else None,
-            extra_groups=[] if user else None,
-        )
-        if done.returncode != 0:
-            raise StackError(f"{command[0]} failed:\n{(done.stdout + done.stderr).strip()[-1500:]}")
-
     try:
         if user:
             os.chown(password_file, user.pw_uid, user.pw_gid)
         options = ("-U", "nexus", f"--pwfile={password_file}", "--auth=scram-sha-256", "-E", "UTF8", "--no-locale")
-        run(bin_ / "initdb", "-D", part, *options, "--data-checksums")
-        run(bin_ / "postgres", "--single", "-D", part, "postgres", stdin="CREATE DATABASE nexus\n")
+        run(user, home, bin_ / "initdb", "-D", part, *options, "--data-checksums")
+        run(user, home, bin_ / "postgres", "--single", "-D", part, "postgres", stdin="CREATE DATABASE nexus\n")
     finally:
         password_file.unlink(missing_ok=True)
     part.rename(home / "data")
+
+
+def run(user: pwd.struct_passwd | None, home: Path, *command: object, stdin: str = "", **env: str) -> None:
+    """Run a command of PostgreSQL's as the user who owns the cluster. Raises StackError with what it said."""
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=home,
+        env=os.environ | env,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        user=user.pw_uid if user else None,
+        group=user.pw_gid if user else None,
+        extra_groups=[] if user else None,
+    )
+    if done.returncode != 0:
+        raise StackError(f"{command[0]} failed:\n{(done.stdout + done.stderr).strip()[-1500:]}")

@@ -1,40 +1,43 @@
 """The programs of the product, as they run on one machine."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from stack import rabbitmq
 from stack.program import Program, http_ok
 
 
 def programs(env: Mapping[str, str]) -> list[Program]:
-    """Web, worker, periodic, beat and Flower, for this environment."""
-    celery = [sys.executable, "-m", "celery", "-A", "core"]
+    """Web, worker, periodic, beat and Flower, for this environment. The first three tell Prometheus their figures from METRICS_PORT on."""
+    core = [sys.executable, "-m", "core"]
     host, port, flower_port = env["HOST"], int(env["PORT"]), int(env["FLOWER_PORT"])
 
-    def worker(name: str, queue: str, concurrency: int) -> Program:
-        queue_name = env.get("QUEUE_PREFIX", "") + queue
-        options = ["-P", "prefork", "-O", "fair", "--without-gossip", "--without-mingle", "--loglevel", "INFO"]
+    def metrics(place: int) -> dict[str, str]:
+        first = int(env.get("METRICS_PORT") or 0)
+        return {"METRICS_PORT": str(first + place if first else 0)}
+
+    def worker(name: str, queues: Sequence[str], place: int) -> Program:
+        queues = [env.get("QUEUE_PREFIX", "") + queue for queue in queues]
         return Program(
             name=name,
-            command=[*celery, "worker", "-n", f"{queue}@localhost", "-Q", queue_name, "--concurrency", str(concurrency), *options],
-            answers=lambda: rabbitmq.consumers(env["CELERY_BROKER_URL"], queue_name) > 0,
+            command=[*core, name, "-n", f"{name}@localhost"],
+            answers=lambda: all(rabbitmq.consumers(env["CELERY_BROKER_URL"], queue) for queue in queues),
             stage=3,
+            env=metrics(place),
         )
 
-    web = [sys.executable, "-m", "uvicorn", "core.asgi:application", "--host", host, "--port", str(port)]
-    web += ["--loop", "uvloop", "--http", "httptools", "--lifespan", "on", "--timeout-graceful-shutdown", "5"]
-    web += ["--no-access-log", "--no-server-header", "--no-proxy-headers"]
+    web = [*core, "web", "--host", host, "--port", str(port), "--timeout-graceful-shutdown", "5"]
     return [
-        Program("web", web, answers=lambda: http_ok(reachable(host), port, "/healthz"), stop_seconds=15),
-        worker("worker", queue="votes", concurrency=2),
-        worker("periodic", queue="periodic", concurrency=1),
+        Program("web", web, answers=lambda: http_ok(reachable(host), port, "/healthz"), stop_seconds=15, env=metrics(0)),
+        worker("worker", queues=["votes.even", "votes.odd"], place=1),
+        worker("periodic", queues=["periodic"], place=2),
         # Short, because beat misses a SIGTERM that comes while it starts, and has nothing to lose.
-        Program("beat", [*celery, "beat", "--loglevel", "INFO", "--pidfile="], stop_seconds=5),
+        Program("beat", [*core, "beat"], stop_seconds=5, env={"METRICS_PORT": "0"}),
         Program(
             name="flower",
-            command=[*celery, "flower", "--conf=core/flower_config.py", "--address=127.0.0.1", f"--port={flower_port}"],
+            command=[*core, "flower", "--address=127.0.0.1", f"--port={flower_port}"],
             answers=lambda: http_ok("127.0.0.1", flower_port, "/healthcheck"),
+            env={"METRICS_PORT": "0"},
         ),
     ]
 

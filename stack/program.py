@@ -17,6 +17,8 @@ class Program:
 
     name: str
     command: list[str]
+    # What is done each time before a stack starts it; supervisord alone starts it again without.
+    before: Callable[[], None] | None = None
     # Whether it does its work now, asked from outside; None: it counts as working once it has run for two seconds.
     answers: Callable[[], bool] | None = None
     stage: int = 4

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
@@ -155,8 +156,13 @@ def connect(url: str, seconds: float) -> Any:
     *others, last = url.split(";")
     for node in others:
         with suppress(OSError, AMQPError, KombuError):
-            return Connection(node, connect_timeout=seconds).transport.establish_connection()
-    return Connection(last, connect_timeout=seconds).transport.establish_connection()
+            return _connection(node, seconds).transport.establish_connection()
+    return _connection(last, seconds).transport.establish_connection()
+
+
+def _connection(url: str, seconds: float) -> Connection:
+    verified = {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": None}  # by itself kombu takes one for any host
+    return Connection(url, connect_timeout=seconds, ssl=verified if url.startswith("amqps:") else False)
 
 
 def answers(url: str, seconds: float = 2) -> bool:

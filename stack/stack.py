@@ -18,7 +18,17 @@ from stack.supervisor import Supervisor, SupervisorGone, end_leftovers
 
 # What belongs to one stack: it comes from its `env` or is chosen for it, never from the environment around it, where it
 # would be another stack's.
-OWN = ("DATABASE_URL", "CELERY_BROKER_URL", "HOST", "PORT", "FLOWER_PORT", "FLOWER_BASIC_AUTH", "BROKER_API_URL")
+OWN = (
+    "DATABASE_URL",
+    "CELERY_BROKER_URL",
+    "HOST",
+    "PORT",
+    "FLOWER_PORT",
+    "FLOWER_BASIC_AUTH",
+    "BROKER_API_URL",
+    "REPLICA_URL",
+    "METRICS_PORT",
+)
 
 
 class FolderInUse(StackError):
@@ -36,7 +46,7 @@ class Stack:
 
     `env` is added to the environment of every program. DATABASE_URL or CELERY_BROKER_URL in it: that server is used as given.
     PORT and FLOWER_PORT: if not in it, free ones. `programs`: which, for its environment; the product's. `say` hears of what takes long.
-    `broker_nodes`: how many nodes the private RabbitMQ has.
+    `broker_nodes`: how many nodes the private RabbitMQ has. `standby`: whether the private PostgreSQL has one.
     """
 
     def __init__(
@@ -46,6 +56,7 @@ class Stack:
         programs: Callable[[Mapping[str, str]], Iterable[Program]] = product.programs,
         say: Callable[[str], None] = lambda _: None,
         broker_nodes: int = 1,
+        standby: bool = False,
     ):
         self.folder = Folder(folder)
         self.supervisor = Supervisor(self.folder)
@@ -55,6 +66,7 @@ class Stack:
         self._programs = programs
         self._say = say
         self._broker_nodes = broker_nodes
+        self._standby = standby
 
     def __enter__(self) -> Self:
         self.claim()
@@ -80,7 +92,7 @@ class Stack:
         """Resolve the servers and start the supervisor; no program runs yet."""
         with ThreadPoolExecutor() as pool:
             resolving = {
-                "PostgreSQL": pool.submit(postgres.resolve, self.folder, self.env.get("DATABASE_URL"), self._say),
+                "PostgreSQL": pool.submit(postgres.resolve, self.folder, self.env.get("DATABASE_URL"), self._say, standby=self._standby),
                 "RabbitMQ": pool.submit(rabbitmq.resolve, self.folder, self.env.get("CELERY_BROKER_URL"), self._say, self._broker_nodes),
             }
         self.servers = {name: future.result() for name, future in resolving.items()}
@@ -123,6 +135,8 @@ class Stack:
     def start(self, *names: str, seconds: float = 60, ready: Callable[[str], None] | None = None) -> None:
         """Start these programs together and return when they answer; see `wait`."""
         for name in names:
+            if before := self.programs[name].before:
+                before()
             self.supervisor.start_program(name)
         self.wait(*names, seconds=seconds, ready=ready)
 

@@ -1,13 +1,17 @@
 """The oracle of `make chaos`: each judgement true once and false once, by what clients noted and what was found in the tables."""
 
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 
 from chaos import controls
-from chaos.ledger import Ledger, Vote, read
-from chaos.oracle import Tables, judge
+from chaos.ledger import Ledger, Vote, accepted, read
+from chaos.oracle import Tables, Verdict, judge
+from chaos.report import Run, markdown, write
+from chaos.report import read as read_runs
 from chaos.scenario import ALL
+from chaos.stage import Stage
 from stack.folder import ROOT
 
 FIRST, LAST = "first stands", "last stands"
@@ -169,6 +173,31 @@ def test_clocks_that_are_wrong_by_so_much_may_have_it_the_other_way_round(notes)
     assert notes.judge(["a1", "x"], standing=["x"], clock_error=2_000_000).wrong == 0
 
 
+@pytest.mark.parametrize(("standing", "wrong"), [("a1", 1), ("a2", 0)])
+def test_what_was_said_of_a_vote_that_was_lost_with_the_database_is_void(notes, standing, wrong):
+    notes.accept("alice", "a1", at=1, option="soup", key="1")
+    notes.accept("alice", "a2", at=2, option="salad", key="2")
+    notes.accept("alice", "a1", at=9, option="soup", key="1")
+
+    assert notes.judge(["a1", "a2"], standing=[standing], forgotten=({"a1"}, microseconds(5))).wrong == wrong
+    assert notes.judge(["a1", "a2"], standing=[standing], forgotten=({"a1"}, microseconds(0))).wrong == 1 - wrong
+
+
+def test_a_vote_that_was_lost_with_the_database_and_never_came_again_is_lost(notes):
+    notes.accept("alice", "a", at=1)
+
+    assert notes.judge([], forgotten=({"a"}, microseconds(5))).lost == 1
+
+
+def test_accepted_votes_are_found_in_the_ledgers_by_their_ids(notes):
+    notes.accept("alice", "a")
+    notes.answer(notes.send("bob"), 503)
+    notes.answer(notes.send("carol"), 409)
+    notes.sync()
+
+    assert {id: vote.voter for id, vote in accepted([notes.path]).items()} == {"a": "alice"}
+
+
 def test_tallies_that_were_not_the_count_of_the_votes_are_drift(notes):
     notes.accept("alice", "a")
 
@@ -220,3 +249,93 @@ def test_a_line_that_was_cut_off_is_none(notes):
 def test_what_is_to_be_broken_is_still_there(scenario):
     for edit in scenario.edits:
         assert (ROOT / edit.file).read_text().count(edit.old) == 1, f"{edit.file}: {edit.old}"
+
+
+# --- When it is judged ------------------------------------------------------------------------------------------------
+
+
+class Slow:
+    """A stage whose clock is its own, and on which so many messages are left after so many seconds; one vote is counted with each."""
+
+    def __init__(self, monkeypatch, left_after):
+        self.seconds, self.complaints, self._left_after = 0.0, [], left_after
+        monkeypatch.setattr("chaos.stage.time", SimpleNamespace(monotonic=lambda: self.seconds, sleep=self._sleep))
+
+    def _sleep(self, seconds):
+        self.seconds += seconds
+
+    def _left(self, of):
+        return self._left_after(self.seconds, of)
+
+
+def test_it_is_not_judged_while_anything_moves_however_long_that_takes(monkeypatch):
+    hours = Slow(monkeypatch, lambda seconds, of: (max(0, 60 - int(seconds / 100)), 0, 0))
+
+    Stage.settle(hours)
+
+    assert hours.complaints == []
+    assert hours.seconds > 5_900
+
+
+def test_what_a_worker_holds_is_waited_for(monkeypatch):
+    held = Slow(monkeypatch, lambda seconds, of: (int(of == "messages" and seconds < 60), 0, 0))
+
+    Stage.settle(held)
+
+    assert (held.complaints, held.seconds >= 60) == ([], True)
+
+
+@pytest.mark.parametrize(
+    "left_after",
+    [
+        lambda seconds, of: (3, 0, 0),
+        lambda seconds, of: (int(of == "messages"), 0, 0),
+        lambda seconds, of: None,
+    ],
+    ids=["in a queue", "with a worker", "a server does not answer"],
+)
+def test_what_does_not_move_for_two_minutes_is_stuck(monkeypatch, left_after):
+    stuck = Slow(monkeypatch, left_after)
+
+    Stage.settle(stuck)
+
+    assert len(stuck.complaints) == 1
+    assert 120 < stuck.seconds < 130
+
+
+# --- What is said of it -----------------------------------------------------------------------------------------------
+
+
+def a_run(seed=1, **changes):
+    return Run("web-killed", "kill -9", **{"seed": seed, "faults": 3, "verdict": Verdict(accepted=1000, longest_answer=seed), **changes})
+
+
+def test_two_runs_of_a_scenario_are_one_row_of_the_docs_with_both_seeds(tmp_path):
+    write(tmp_path / "runs.json", [a_run(1), a_run(2)])
+
+    table = markdown(read_runs(tmp_path / "runs.json"))
+
+    assert "| `web-killed`: kill -9 | 6 | 2,000 | 0 | 0 | 0 | 0 | 0 | 2.00 s | 0.0 s | 0.0 s | 1, 2 |" in table
+    assert "2 of 2 runs as they should be" in table
+
+
+def test_a_failure_is_not_left_out_of_the_docs():
+    assert "**FAILED: lost 1**" in markdown([a_run(complaints=["lost 1"], verdict=Verdict(accepted=9, lost=1))])
+    assert "**FAILED: lost 1**" in markdown([a_run(complaints=["lost 1"], is_long=True, verdict=Verdict(accepted=9, lost=1))])
+    assert "**NOTHING**" in markdown([a_run(is_control=True)])
+
+
+@pytest.mark.parametrize(
+    ("is_control", "complaints", "lost", "as_it_should_be"),
+    [
+        (False, [], 0, True),
+        (False, ["lost 1"], 1, False),
+        (True, ["lost 1"], 1, True),
+        (True, [], 0, False),
+        (True, ["StackError: it did not start"], 0, False),  # proves nothing of the oracle
+    ],
+)
+def test_a_control_is_good_when_the_oracle_itself_finds_it_out(is_control, complaints, lost, as_it_should_be):
+    run = a_run(is_control=is_control, complaints=complaints, verdict=Verdict(lost=lost))
+
+    assert run.is_as_it_should_be is as_it_should_be

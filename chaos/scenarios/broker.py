@@ -1,5 +1,6 @@
 """RabbitMQ fails."""
 
+import re
 from typing import Any
 
 from chaos import messages
@@ -53,7 +54,7 @@ def memory_alarm(stage: Stage) -> None:
         stage.pause(6, 7)
 
 
-@scenario("the queue is full while the worker is away", crowd={"rate": 500})
+@scenario("the queues are full while the worker is away", crowd={"rate": 500})
 def queue_full(stage: Stage) -> None:
     _set_policy(stage, '{"max-length": 20}')
     stage.stack.stop("worker")
@@ -67,10 +68,11 @@ def queue_full(stage: Stage) -> None:
 def _delete_queue(stage: Stage) -> None:
     """With nothing in it: deleting a queue with votes in it is not a fault but a wish."""
     stage.stack.stop("worker")
-    stage.rabbitmqctl("delete_queue", messages.QUEUE)
+    for queue in messages.QUEUES:
+        stage.rabbitmqctl("delete_queue", queue)
 
 
-@scenario("the queue was deleted", before=_delete_queue)
+@scenario("the queues were deleted", before=_delete_queue)
 def queue_deleted(stage: Stage) -> None:
     stage.did()
     stage.pause(4, 5)
@@ -98,4 +100,4 @@ def delivery_limit_reached(stage: Stage) -> None:
 
 
 def _set_policy(stage: Stage, policy: Any) -> None:
-    stage.rabbitmqctl("set_policy", "chaos", f"^{messages.QUEUE}$", policy, "--apply-to", "queues")
+    stage.rabbitmqctl("set_policy", "chaos", f"^({'|'.join(map(re.escape, messages.QUEUES))})$", policy, "--apply-to", "queues")

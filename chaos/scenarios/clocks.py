@@ -48,6 +48,8 @@ def clock_jumps(stage: Stage) -> None:
 # --- The end of a poll ----------------------------------------------------------------------------------------------------
 
 _SHORT = {"env": {"FINAL_AFTER_SECONDS": "4"}}
+# A poll is final so soon after its end, however busy the others are.
+LONGEST_CLOSING = timedelta(minutes=3)
 
 
 def _add_short_poll(stage: Stage) -> None:
@@ -61,18 +63,24 @@ def _wait_until_closed(stage: Stage) -> None:
 
 def _is_final_once(stage: Stage) -> None:
     poll_id, end = stage.polls[-1]["id"], stage.closes_at.isoformat()
-    give_up_at = time.monotonic() + 60
-    while not _is_final(stage):
-        if time.monotonic() > give_up_at:
-            stage.complaints.append("the poll did not become final")
-            return
-        time.sleep(0.5)
+    if not _wait_until_final(stage):
+        return
     for action in ("closed", "finalised"):
         times = stage.query(f"SELECT count(*) FROM journal WHERE poll_id = '{poll_id}' AND action = '{action}'")[0][0]
         if times != 1:
             stage.complaints.append(f"the poll was {action} {times} times")
     if late := stage.query(f"SELECT count(*) FROM votes WHERE poll_id = '{poll_id}' AND accepted_at >= '{end}'")[0][0]:
         stage.complaints.append(f"{late} votes were accepted after the end")
+
+
+def _wait_until_final(stage: Stage) -> bool:
+    """Return whether the poll is final within LONGEST_CLOSING after its end; complain otherwise."""
+    while not _is_final(stage):
+        if datetime.now(UTC) > stage.closes_at + LONGEST_CLOSING:
+            stage.complaints.append(f"the poll did not become final within {LONGEST_CLOSING.total_seconds():.0f} s")
+            return False
+        time.sleep(0.5)
+    return True
 
 
 def _is_final(stage: Stage) -> bool:
@@ -101,3 +109,22 @@ def two_beats(stage: Stage) -> None:
     _wait_until_closed(stage)
     stage.kill("beat")
     stage.pause(2, 3)
+
+
+@scenario(
+    "a poll ends while others go on, so that never all is counted", before=_add_short_poll, after=_is_final_once, crowd={"rate": 1200}
+)
+def closes_under_load(stage: Stage) -> None:
+    _wait_until_closed(stage)
+    stage.did()
+    if not _wait_until_final(stage):
+        return
+    votes = _votes_of_the_poll(stage)
+    stage.notes.append(f"Final {(datetime.now(UTC) - stage.closes_at).total_seconds():.0f} s after its end, while the others went on.")
+    stage.pause(8, 10)
+    if (more := _votes_of_the_poll(stage) - votes) != 0:
+        stage.complaints.append(f"{more} votes were counted in the poll after it was final")
+
+
+def _votes_of_the_poll(stage: Stage) -> int:
+    return int(stage.query(f"SELECT count(*) FROM votes WHERE poll_id = '{stage.polls[-1]['id']}'")[0][0])

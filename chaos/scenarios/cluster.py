@@ -12,9 +12,9 @@ _THREE = {"nodes": 3}
 
 
 def _leader(stage: Stage) -> str:
-    """Return the program whose node leads the queue of votes."""
+    """Return the program whose node leads the queue whose turn it is."""
     queues = json.loads(stage.rabbitmqctl("list_queues", "name", "leader", "members", "--formatter", "json"))
-    queue = next(row for row in queues if row["name"] == messages.QUEUE)
+    queue = next(row for row in queues if row["name"] == messages.queue_now())
     if len(queue["members"]) != len(_NODES):
         stage.complaints.append(f"the queue has {len(queue['members'])} members")
     return next(name for name in _NODES if rabbitmq.node_name(name) == queue["leader"])
@@ -43,17 +43,20 @@ def leader_cut_off(stage: Stage) -> None:
         alone = _leader(stage)
         others = [name for name in _NODES if name != alone]
         stage.did()
+        # Each takes the other for a stranger, and no handshake succeeds, from either side.
+        cut = "erlang:set_cookie({0}, {1}), erlang:disconnect_node({0})"
+        _evaluate(stage, alone, ", ".join(cut.format(_atom(other), "one") for other in others))
         for other in others:
-            # Each takes the other for a stranger, and no handshake succeeds, from either side.
-            _evaluate(stage, alone, f"erlang:set_cookie({_atom(other)}, one), erlang:disconnect_node({_atom(other)})")
-            _evaluate(stage, other, f"erlang:set_cookie({_atom(alone)}, other), erlang:disconnect_node({_atom(alone)})")
+            _evaluate(stage, other, cut.format(_atom(alone), "other"))
         stage.pause(15, 20)
         if any(rabbitmq.node_name(other) in _evaluate(stage, alone, "nodes()") for other in others):
             stage.complaints.append("the node was not cut off")
+        mend = "erlang:set_cookie({}, erlang:get_cookie())"
+        _evaluate(stage, alone, ", ".join(mend.format(_atom(other)) for other in others))
         for other in others:
-            _evaluate(stage, alone, f"erlang:set_cookie({_atom(other)}, erlang:get_cookie())")
-            _evaluate(stage, other, f"erlang:set_cookie({_atom(alone)}, erlang:get_cookie())")
+            _evaluate(stage, other, mend.format(_atom(alone)))
         stage.is_back("rabbitmq")
+        stage.stack.wait(*_NODES)  # the one that was cut off had stopped taking messages, and has to join first
         stage.pause(10, 12)
 
 

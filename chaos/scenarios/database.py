@@ -11,6 +11,9 @@ import psycopg2
 from chaos.scenario import scenario
 from chaos.stage import Stage
 
+# A tally of a small poll that somebody changed is put right so soon (seconds).
+LONGEST_REPAIR = 60
+
 
 @scenario("PostgreSQL ends at once (SIGQUIT, as pg_ctl stop -m immediate)")
 def postgres_immediate(stage: Stage) -> None:
@@ -104,6 +107,29 @@ def _meddle(stage: Stage, enough: threading.Event) -> None:
 
 def _deadlocks(stage: Stage) -> int:
     return int(stage.query("SELECT deadlocks FROM pg_stat_database WHERE datname = 'nexus'")[0][0])
+
+
+@scenario("somebody changes tallies by hand", crowd={"rate": 300})
+def tally_changed(stage: Stage) -> None:
+    stage.pause(3, 4)
+    tallies = stage.query("SELECT poll_id, selection[1] FROM tallies ORDER BY 1, 2")
+    changes = (
+        "UPDATE tallies SET votes = votes + 7",
+        "UPDATE tallies SET votes = votes + 7, counted = counted + 7",
+        "DELETE FROM tallies",
+    )
+    with stage.unwatched():
+        began = time.monotonic()
+        for change, (poll_id, option) in zip(changes, stage.dice.sample(tallies, len(changes)), strict=True):
+            stage.execute(f"{change} WHERE poll_id = '{poll_id}' AND selection = ARRAY[{option}::bigint]")
+            stage.did()
+        while found := stage.drift():
+            if time.monotonic() - began > LONGEST_REPAIR:
+                stage.complaints.append(f"after {LONGEST_REPAIR} s {len(found)} tallies were still not the count of the votes")
+                break
+            stage.pause(0.5, 0.6)
+    stage.notes.append(f"Three tallies that were changed by hand were found and repaired within {time.monotonic() - began:.0f} s.")
+    stage.pause(2, 3)  # and stay so
 
 
 _CUT = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'nexus' AND pid <> pg_backend_pid()"
