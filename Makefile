@@ -1,9 +1,11 @@
 # `make` lists what there is.
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check
+BUILDER ?= docker build
+DEPLOY := .venv/deploy/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help up down reset demo test lint format api-docs fuzz bench bench-review backup restore chaos clean
+.PHONY: help up down reset demo test lint format api-docs fuzz bench bench-review bench-costs backup restore chaos image lint-deploy sbom audit clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -47,6 +49,9 @@ bench: .venv/.runtime  ## measure the pipeline on this machine (ARGS=...)
 bench-review: .venv/.runtime  ## measure rulings and rules in a table of ten million votes (ARGS=...)
 	@.venv/bin/python -m stack run -- python -m bench.review $(ARGS)
 
+bench-costs: .venv/.runtime  ## measure what one vote costs each part (ARGS=...)
+	@.venv/bin/python -m bench.costs $(ARGS)
+
 backup: .venv/.runtime  ## copy database and broker definitions into .local/backups (ARGS="--to /mnt --with-secrets")
 	@.venv/bin/python -m stack run -- python -m stack.backup backup $(ARGS)
 
@@ -56,6 +61,27 @@ restore: .venv/.runtime  ## put a backup back, while Nexus is stopped (FROM=.loc
 
 chaos: .venv/.dev  ## break everything under load: does every 202 count exactly once? (ARGS="--list")
 	@.venv/bin/python -m chaos $(ARGS)
+
+image:  ## build the container image (BUILDER="buildah build")
+	$(BUILDER) --tag nexus .
+
+lint-deploy: .venv/.deploy  ## check Dockerfile, compose files, Kubernetes manifests and workflows
+	$(DEPLOY)/hadolint Dockerfile
+	$(DEPLOY)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml deploy/compose.monitoring.yml
+	$(DEPLOY)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(DEPLOY)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(DEPLOY)/zizmor --offline --quiet .github
+	@# The others are kinds that Kubernetes itself does not know.
+	$(DEPLOY)/kubernetes-validate --strict --quiet $(filter-out %/kustomization.yaml %/worker-scaling.yaml,$(wildcard deploy/kubernetes/*.yaml))
+
+sbom: .venv/.deploy  ## write sbom.cdx.json: what the product runs on, down to the last package
+	@rm -rf .venv/product && .venv/bin/python -m venv .venv/product
+	@.venv/product/bin/python -m pip install -qq --disable-pip-version-check -r requirements.txt
+	$(DEPLOY)/cyclonedx-py environment --output-reproducible --output-file sbom.cdx.json .venv/product
+	@rm -rf .venv/product
+
+audit: .venv/.deploy  ## ask PyPI for known flaws of what the product runs on
+	$(DEPLOY)/pip-audit --requirement requirements.txt
 
 clean:  ## stop everything; remove .venv, caches and downloaded packages
 	@test ! -x .venv/bin/python || .venv/bin/python -m stack down
@@ -77,4 +103,10 @@ clean:  ## stop everything; remove .venv, caches and downloaded packages
 .venv/.dev: requirements-dev.txt .venv/.runtime
 	@echo "Installing requirements-dev.txt ..."
 	@$(PIP) -r requirements-dev.txt
+	@touch $@
+
+.venv/.deploy: requirements-deploy.txt | .venv/bin/python
+	@echo "Installing requirements-deploy.txt ..."
+	@.venv/bin/python -m venv --clear .venv/deploy
+	@.venv/deploy/bin/python -m pip install -qq --disable-pip-version-check -r requirements-deploy.txt
 	@touch $@

@@ -1,0 +1,53 @@
+"""How each of the product's programs is started, in one place: `python -m core web|worker|periodic|beat|flower [options]`.
+
+What follows the name goes to the program behind it, after our own options, and wins: `python -m core worker --concurrency 4`. Any
+other name is one of manage.py's commands: `python -m core setup`.
+"""
+
+import os
+import runpy
+import sys
+
+from django.conf import settings
+from django.core.management import execute_from_command_line
+
+# Longer than `Prefer: wait` holds a request (10 s), and than any vote waits for its answer (4 s); what lasts longer is a stream.
+STOP_SECONDS = 12
+# Longer than a proxy keeps an idle connection (60 s in deploy/nginx): else it sends a vote into one that is just being closed.
+KEEP_ALIVE_SECONDS = 75
+
+
+def command(name: str) -> list[str] | None:
+    """Return the module that this program is, and its options; None when no program of ours has this name."""
+    if name == "web":
+        options = f"--timeout-graceful-shutdown {STOP_SECONDS} --timeout-keep-alive {KEEP_ALIVE_SECONDS} --loop uvloop --http httptools"
+        return f"uvicorn core.asgi:application {options} --lifespan on --no-access-log --no-server-header --no-proxy-headers".split()
+    if name == "worker":
+        return _worker(name, ",".join(settings.VOTES_QUEUES), concurrency=2)
+    if name == "periodic":
+        return _worker(name, settings.PERIODIC_QUEUE, concurrency=1)
+    if name == "beat":
+        return ["celery", "-A", "core", "beat", "--loglevel", "INFO", "--pidfile="]
+    if name == "flower":
+        return ["celery", "-A", "core", "flower", "--conf=core/flower_config.py"]
+    return None
+
+
+def _worker(name: str, queues: str, concurrency: int) -> list[str]:
+    options = f"-n {name}@%h -Q {queues} --concurrency {concurrency} -P prefork -O fair --without-gossip --without-mingle"
+    return f"celery -A core worker {options} --loglevel INFO".split()
+
+
+def main(arguments: list[str]) -> None:
+    """Become the program. It runs in this process, so signals reach it."""
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "core.settings")
+    program = command(arguments[0]) if arguments else None
+    if program is None:
+        execute_from_command_line(["manage.py", *arguments])
+        return
+    sys.argv = [*program, *arguments[1:]]
+    runpy.run_module(program[0], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
