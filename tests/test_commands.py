@@ -9,11 +9,13 @@ import time
 from datetime import timedelta
 from uuid import uuid4
 
+import psycopg2
 import pytest
 from celery import current_app
 from django.conf import settings as project
 from django.contrib.auth import authenticate, get_user_model
 from django.core.management import CommandError, call_command
+from django.db import connection
 from django.utils.timezone import now
 from kombu import Producer
 
@@ -59,6 +61,22 @@ def test_setup_says_when_a_queue_is_there_with_other_arguments(broker, settings)
                 call("setup")
         finally:
             other.default_channel.queue_delete(settings.DEAD_LETTER_QUEUE)
+
+
+def test_setup_waits_for_no_table_for_long_and_says_so():
+    """Whoever waits for a table makes all wait who come after, votes included."""
+    with psycopg2.connect(database_url()) as other, other.cursor() as holding:
+        holding.execute("LOCK TABLE django_migrations IN ACCESS EXCLUSIVE MODE")
+        with connection.cursor() as cursor:
+            cursor.execute("SET lock_timeout = '200ms'")
+        with pytest.raises(CommandError, match="is in use. What was begun is undone; try again"):
+            call("setup")
+        other.rollback()
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW statement_timeout")
+        assert cursor.fetchone() == ("0",)  # while an index is built
+    connection.close()
+
 
 
 @pytest.mark.parametrize(("name", "scheme", "server"), [("DATABASE_URL", "postgres", "database"), ("CELERY_BROKER_URL", "amqp", "broker")])

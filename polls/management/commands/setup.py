@@ -5,7 +5,7 @@ from typing import Any
 from amqp.exceptions import AMQPError, PreconditionFailed
 from django.conf import settings
 from django.core.management import BaseCommand, CommandError, call_command
-from django.db import OperationalError, ProgrammingError
+from django.db import OperationalError, ProgrammingError, connection
 from django.utils.timezone import now
 from kombu.exceptions import KombuError
 from psycopg2 import errorcodes
@@ -19,11 +19,16 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
+            with connection.cursor() as cursor:
+                # An index on a large table takes minutes. Waiting for a lock stays bounded: whoever waits for one holds up all who come after.
+                cursor.execute("SET statement_timeout = 0")
             call_command("migrate", interactive=False, verbosity=options["verbosity"])
             networks.current_secret(at=now())  # which no web process may make
             privileges.grant(settings.WEB_DATABASE_ROLE, settings.WORKER_DATABASE_ROLE)
             queues.declare()
         except OperationalError as exc:
+            if getattr(exc.__cause__, "pgcode", "") == errorcodes.LOCK_NOT_AVAILABLE:
+                raise CommandError("A table that is to be changed is in use. What was begun is undone; try again.") from exc
             raise CommandError(f"The database of DATABASE_URL does not let us in: {exc}") from exc
         except ProgrammingError as exc:
             if getattr(exc.__cause__, "pgcode", "") != errorcodes.UNDEFINED_OBJECT:
