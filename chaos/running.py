@@ -59,6 +59,8 @@ def complaints(scenario: Scenario, stage: Stage, verdict: Verdict) -> list[str]:
         found.append(f"votes were accepted as before only {verdict.longest_return:.1f} s after a server was back")
     if (dead := stage.depth("votes.dead")) != scenario.dead_letters:
         found.append(f"{dead} dead letters, not {scenario.dead_letters}")
+    # Clients send what the API takes: whatever fails, it may only have no answer for a while, or a poll that ended.
+    found += [f"{votes} votes were refused: {problem}" for problem, votes in verdict.refused.items() if problem != "/problems/poll-closed"]
     if not verdict.accepted or not stage.injected:
         found.append("nothing happened")
     return found + stage.complaints
