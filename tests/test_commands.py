@@ -69,7 +69,7 @@ def test_setup_waits_for_no_table_for_long_and_says_so():
         holding.execute("LOCK TABLE django_migrations IN ACCESS EXCLUSIVE MODE")
         with connection.cursor() as cursor:
             cursor.execute("SET lock_timeout = '200ms'")
-        with pytest.raises(CommandError, match="is in use. What was begun is undone; try again"):
+        with pytest.raises(CommandError, match="is in use[.] What was begun is undone; try again"):
             call("setup")
         other.rollback()
     with connection.cursor() as cursor:

@@ -20,7 +20,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             with connection.cursor() as cursor:
-                # An index on a large table takes minutes. Waiting for a lock stays bounded: whoever waits for one holds up all who come after.
+                # An index on a large table takes minutes. Waits for locks stay bounded: who waits for one holds up all who come after.
                 cursor.execute("SET statement_timeout = 0")
             call_command("migrate", interactive=False, verbosity=options["verbosity"])
             networks.current_secret(at=now())  # which no web process may make
