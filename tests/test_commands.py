@@ -69,14 +69,13 @@ def test_setup_waits_for_no_table_for_long_and_says_so():
         holding.execute("LOCK TABLE django_migrations IN ACCESS EXCLUSIVE MODE")
         with connection.cursor() as cursor:
             cursor.execute("SET lock_timeout = '200ms'")
-        with pytest.raises(CommandError, match="is in use[.] What was begun is undone; try again"):
+        with pytest.raises(CommandError, match="What was begun is undone; try again"):
             call("setup")
         other.rollback()
     with connection.cursor() as cursor:
         cursor.execute("SHOW statement_timeout")
         assert cursor.fetchone() == ("0",)  # while an index is built
     connection.close()
-
 
 
 @pytest.mark.parametrize(("name", "scheme", "server"), [("DATABASE_URL", "postgres", "database"), ("CELERY_BROKER_URL", "amqp", "broker")])
