@@ -49,27 +49,32 @@ PASSWORD = "correct horse battery staple"
 WEB_ROLE, WORKER_ROLE, ROLE_PASSWORD = f"test_web_{os.getpid()}", f"test_worker_{os.getpid()}", uuid4().hex
 
 
+@contextmanager
+def database() -> Iterator[None]:
+    """A database of this run's own, so that two runs can share a server; with the roles of its processes."""
+    settings.DATABASES["default"].setdefault("TEST", {})["NAME"] = f"test_nexus_{os.getpid()}"
+    made = setup_databases(verbosity=0, interactive=False)
+    with connection.cursor() as cursor:  # no commit need wait for the disk: nothing kills this server
+        cursor.execute(f"ALTER DATABASE {connection.settings_dict['NAME']} SET synchronous_commit = off")
+    connection.close()  # in force from the next one on
+    with connection.cursor() as cursor:
+        for role in (WEB_ROLE, WORKER_ROLE):
+            cursor.execute(f"DROP ROLE IF EXISTS {role}; CREATE ROLE {role} LOGIN PASSWORD '{ROLE_PASSWORD}'")
+    networks.current_secret(at=now())
+    privileges.grant(WEB_ROLE, WORKER_ROLE)
+    yield
+    with connection.cursor() as cursor:  # of processes that have ended, a moment ago
+        cursor.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        cursor.execute(f"DROP OWNED BY {WEB_ROLE}, {WORKER_ROLE}; DROP ROLE {WEB_ROLE}, {WORKER_ROLE}")
+    teardown_databases(made, verbosity=0)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _database(django_test_environment: None, django_db_blocker: Any) -> Iterator[None]:
-    """A database of this run's own, so that two runs can share a server."""
-    settings.DATABASES["default"].setdefault("TEST", {})["NAME"] = f"test_nexus_{os.getpid()}"
-    with django_db_blocker.unblock(), override_settings(PASSWORD_HASHERS=PASSWORD_HASHERS):
-        made = setup_databases(verbosity=0, interactive=False)
-        with connection.cursor() as cursor:  # no commit need wait for the disk: nothing kills this server
-            cursor.execute(f"ALTER DATABASE {connection.settings_dict['NAME']} SET synchronous_commit = off")
-        connection.close()  # in force from the next one on
-        with connection.cursor() as cursor:
-            for role in (WEB_ROLE, WORKER_ROLE):
-                cursor.execute(f"DROP ROLE IF EXISTS {role}; CREATE ROLE {role} LOGIN PASSWORD '{ROLE_PASSWORD}'")
-        networks.current_secret(at=now())
-        privileges.grant(WEB_ROLE, WORKER_ROLE)
+    with django_db_blocker.unblock(), override_settings(PASSWORD_HASHERS=PASSWORD_HASHERS), database():
         yield
-        with connection.cursor() as cursor:  # of processes that have ended, a moment ago
-            cursor.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            )
-            cursor.execute(f"DROP OWNED BY {WEB_ROLE}, {WORKER_ROLE}; DROP ROLE {WEB_ROLE}, {WORKER_ROLE}")
-        teardown_databases(made, verbosity=0)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import django
 from django.conf import settings
-from django.test.utils import setup_databases, setup_test_environment, teardown_databases
+from django.test.utils import setup_test_environment
 
 # A request that is right in shape may still be refused for what it says: a poll that is not open, a choice that is none, a time
 # that has passed. These answers are in the schema; their bodies are checked against it like all others.
@@ -32,12 +32,10 @@ def main() -> int:
     os.environ["QUEUE_PREFIX"] = f"fuzz-{os.getpid()}."
     django.setup()
     setup_test_environment()
-    made = setup_databases(verbosity=0, interactive=False)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            return run(Path(folder), arguments)
-    finally:
-        teardown_databases(made, verbosity=0)
+    from tests import conftest
+
+    with conftest.database(), tempfile.TemporaryDirectory() as folder:
+        return run(Path(folder), arguments)
 
 
 def run(folder: Path, arguments: argparse.Namespace) -> int:

@@ -580,6 +580,8 @@ def test_the_list_is_filtered_paged_and_whole_as_csv(owners_api, election):
         assert columns == ["id", "label", "state", "created_at", "revoked_at"]
         assert [(row[1], row[2], bool(row[4])) for row in rows] == [(label, state, state == "revoked") for label in wanted]
     assert_refused(owners_api.get(path_of(election) + "?state=lost"), problems.INVALID)
+    for form in ("json", "csv"):
+        assert_refused(owners_api.get(f"{path_of(election)}?format={form}&page_size=many"), problems.INVALID, pointer="/page_size")
 
 
 def test_a_code_is_revoked_before_use_and_not_after(owners_api, election):

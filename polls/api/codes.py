@@ -226,9 +226,10 @@ class CodesView(APIView):
         if state not in (None, *codes.State.values):
             raise problems.INVALID.says(f"`state` is one of {', '.join(codes.State.values)}.")
         found = codes.listing(poll, state)
+        pages = InOrder()
+        pages.size_of(request)  # refused when it is wrong, also where there are no pages
         if _wants_csv(request):
             return _csv(["id", "label", "state", "created_at", "revoked_at"], _cells(found.order_by("id")))
-        pages = InOrder()
         page = pages.paginate_queryset(found, request, self)
         answer = pages.get_paginated_response(CodeSerializer(page, many=True).data)
         answer["Cache-Control"] = "no-store"

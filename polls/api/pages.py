@@ -27,7 +27,7 @@ class NewestFirst(pagination.BasePagination):
 
     def paginate_queryset(self, queryset: Any, request: Request, view: APIView | None = None) -> list[Any]:
         self.address = request.build_absolute_uri()
-        return self.cut(queryset, self._size(request), request.query_params.get("cursor"))
+        return self.cut(queryset, self.size_of(request), request.query_params.get("cursor"))
 
     def cut(self, queryset: Any, size: int, begins: str | None, *, pointer: str = "/cursor") -> list[Any]:
         """Return a page's rows: so many, from where the cursor reads. Sets `next_row` and `previous_row`, which are beside other pages."""
@@ -63,7 +63,8 @@ class NewestFirst(pagination.BasePagination):
             {"name": "page_size", "in": "query", "description": self.page_size_query_description, "schema": sizes},
         ]
 
-    def _size(self, request: Request) -> int:
+    def size_of(self, request: Request) -> int:
+        """Return how many rows the request wants on a page. Raises Refusal for what is no such number."""
         text = request.query_params.get("page_size", str(self.page_size))
         if not (text.isdecimal() and text.isascii() and 1 <= int(text[:10]) <= self.max_page_size):
             raise problems.INVALID.says(f"`page_size` is a number from 1 to {self.max_page_size}.", pointer="/page_size")
