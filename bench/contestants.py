@@ -201,12 +201,13 @@ def measure_bulk_insert(stack: Stack, database: Database, dev: dict[str, str], v
 # As polls/counting.py has it, word for word.
 BULK_INSERT = """
     WITH v AS (
-        SELECT * FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::text[], %s::bigint[], %s::bigint[], %s::bigint[])
-        WITH ORDINALITY AS v (poll_id, voter_key, vote_id, selection, accepted_at, address_key, subnet_key, place)
+        SELECT * FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::text[], %s::bigint[], %s::uuid[], %s::uuid[], %s::bigint[])
+        WITH ORDINALITY AS v (poll_id, voter_key, vote_id, selection, accepted_at, address_key, subnet_key, signature_key, place)
     ), inserted AS (
-        INSERT INTO votes (poll_id, voter_key, vote_id, selection, accepted_at, address_key, subnet_key, counted_at)
+        INSERT INTO votes (poll_id, voter_key, vote_id, selection, accepted_at, address_key, subnet_key, signature_key, counted_at)
         SELECT poll_id, voter_key, vote_id, selection::bigint[],
-               timestamptz 'epoch' + accepted_at * interval '1 microsecond', address_key, subnet_key, clock_timestamp()
+               timestamptz 'epoch' + accepted_at * interval '1 microsecond', address_key, subnet_key, signature_key,
+               clock_timestamp()
         FROM v
         WHERE NOT EXISTS (
             SELECT FROM outcomes o WHERE (o.poll_id, o.voter_key, o.vote_id) = (v.poll_id, v.voter_key, v.vote_id)
@@ -235,8 +236,7 @@ def bulk_arrays(poll_id: str, options: list[int], votes: int) -> list[str]:
         [str(uuid4()) for _ in range(votes)],
         [f'"{{{options[n % 2]}}}"' for n in range(votes)],
         [str(at + n) for n in range(votes)],
-        ["NULL"] * votes,
-        ["NULL"] * votes,
+        *3 * [["NULL"] * votes],
     ]
     return ["{" + ",".join(column) + "}" for column in columns]
 
