@@ -112,7 +112,8 @@ def test_a_poll_that_is_too_new_for_the_replica(make_poll, use_replica, pair):
             cursor.execute("SELECT column_name, udt_name FROM information_schema.columns WHERE table_name = %s", [table])
             one(pair.database_url, f"CREATE TABLE {table} ({', '.join(f'{name} {type_}' for name, type_ in cursor)})")
     use_replica(pair.env["REPLICA_URL"])
-    wait_until(is_standby)
+    # Not behind means: all it received is replayed. What the primary committed a moment ago may still be on its way to it.
+    wait_until(lambda: is_standby() and one(pair.env["REPLICA_URL"], f"SELECT to_regclass('{tables[-1]}')") != (None,))
     try:
         assert results.read_public_results(poll.pk, now())["total_votes"] == 0
         assert is_standby()  # it did not fail
