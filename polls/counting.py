@@ -21,6 +21,7 @@ from polls.journal import CLOCK
 from polls.literals import array
 from polls.models import LimitMode, Outcome, Reason
 from polls.moments import from_microseconds, microseconds_now, to_microseconds
+from polls.prepared import Prepared, execute
 
 logger = logging.getLogger(__name__)
 
@@ -319,15 +320,7 @@ class _Count:
     def lock_polls(self, poll_ids: set[UUID]) -> dict[UUID, _Rules]:
         """Keep the polls from being deleted, and their options and holds from being changed, until this transaction ends."""
         # Two statements: the second must not look at the tables before the first has its locks.
-        self.cursor.execute(
-            """
-            SELECT pg_advisory_xact_lock_shared(key) FROM unnest(%s::bigint[]) AS key;
-            SELECT id, allow_change, method, ARRAY(SELECT o.id FROM options o WHERE o.poll_id = p.id),
-                   address_limit, subnet_limit, limit_mode, holds_version, finalised_at IS NOT NULL
-            FROM polls p WHERE id = ANY(%s::uuid[]) ORDER BY id FOR KEY SHARE
-            """,
-            [array(sorted(map(_lock_key, poll_ids))), array(poll_ids)],
-        )
+        execute(self.cursor, (_LOCK_COUNTING, [array(sorted(map(_lock_key, poll_ids)))]), (_LOCK_POLLS, [array(poll_ids)]))
         return {
             poll_id: _Rules(
                 last_stands, method, frozenset(options), address_limit, subnet_limit,
@@ -440,30 +433,7 @@ class _Count:
         With `voters`, whose they are, also those that have an outcome.
         """
         whose = [(vote.poll_id, vote.voter_key) for vote in votes] if voters is None else list(voters)  # type: ignore[union-attr]
-        self.cursor.execute(
-            f"""
-            WITH v AS (
-                SELECT * FROM unnest({_COLUMN_TYPES})
-                WITH ORDINALITY AS v (poll_id, voter_key, vote_id, selection, accepted_at, address_key, subnet_key, signature_key, place)
-            ), inserted AS (
-                INSERT INTO votes (poll_id, voter_key, vote_id, selection, accepted_at, address_key, subnet_key, signature_key, counted_at)
-                SELECT poll_id, voter_key, vote_id, selection::bigint[],
-                       timestamptz 'epoch' + accepted_at * interval '1 microsecond', address_key, subnet_key, signature_key,
-                       clock_timestamp()
-                FROM v
-                WHERE %s OR NOT EXISTS (
-                    SELECT FROM outcomes o WHERE (o.poll_id, o.voter_key, o.vote_id) = (v.poll_id, v.voter_key, v.vote_id)
-                )
-                ORDER BY poll_id, voter_key
-                ON CONFLICT DO NOTHING
-                RETURNING poll_id, voter_key
-            )
-            SELECT place - 1 FROM v WHERE NOT EXISTS (
-                SELECT FROM inserted i WHERE (i.poll_id, i.voter_key) = (v.poll_id, v.voter_key)
-            )
-            """,  # noqa: S608 - a constant of ours
-            [*_columns(whose, votes), voters is not None],
-        )
+        execute(self.cursor, (_INSERT_STANDING, [*_columns(whose, votes), voters is not None]))
         return {place for (place,) in self.cursor}
 
     def settle(
@@ -680,22 +650,12 @@ class _Count:
         changes = sorted((poll_id, selection, votes) for (poll_id, selection), votes in self.changes.items() if votes)
         if not changes:
             return
-        self.cursor.execute(
-            """
-            INSERT INTO tallies (poll_id, selection, votes, counted, revision)
-            SELECT poll_id, selection::bigint[], votes, votes, 1
-            FROM unnest(%s::uuid[], %s::text[], %s::bigint[]) AS c (poll_id, selection, votes)
-            ORDER BY poll_id, selection::bigint[]
-            ON CONFLICT (poll_id, selection)
-            DO UPDATE SET votes = tallies.votes + excluded.votes, counted = tallies.counted + excluded.counted,
-                          revision = tallies.revision + 1
-            """,
-            [
-                array(poll_id for poll_id, _, _ in changes),
-                _selections(selection for _, selection, _ in changes),
-                array(votes for _, _, votes in changes),
-            ],
-        )
+        arrays = [
+            array(poll_id for poll_id, _, _ in changes),
+            _selections(selection for _, selection, _ in changes),
+            array(votes for _, _, votes in changes),
+        ]
+        execute(self.cursor, (_CHANGE_TALLIES, arrays))
 
 
 def _lock_key(poll_id: UUID) -> int:
@@ -713,6 +673,55 @@ def _network_keys(cast: AcceptedVote) -> list[UUID]:
 
 # What `_columns` makes arrays of.
 _COLUMN_TYPES = "%s::uuid[], %s::uuid[], %s::uuid[], %s::text[], %s::bigint[], %s::uuid[], %s::uuid[], %s::bigint[]"
+
+# --- What every bundle runs -------------------------------------------------------------------------------------------
+
+_LOCK_COUNTING = Prepared("lock_counting", "SELECT pg_advisory_xact_lock_shared(key) FROM unnest(%s::bigint[]) AS key")
+_LOCK_POLLS = Prepared(
+    "lock_polls",
+    """
+    SELECT id, allow_change, method, ARRAY(SELECT o.id FROM options o WHERE o.poll_id = p.id),
+           address_limit, subnet_limit, limit_mode, holds_version, finalised_at IS NOT NULL
+    FROM polls p WHERE id = ANY(%s::uuid[]) ORDER BY id FOR KEY SHARE
+    """,
+)
+# Returns the places of those that it does not insert.
+_INSERT_STANDING = Prepared(
+    "insert_standing",
+    f"""
+    WITH v AS (
+        SELECT * FROM unnest({_COLUMN_TYPES})
+        WITH ORDINALITY AS v (poll_id, voter_key, vote_id, selection, accepted_at, address_key, subnet_key, signature_key, place)
+    ), inserted AS (
+        INSERT INTO votes (poll_id, voter_key, vote_id, selection, accepted_at, address_key, subnet_key, signature_key, counted_at)
+        SELECT poll_id, voter_key, vote_id, selection::bigint[],
+               timestamptz 'epoch' + accepted_at * interval '1 microsecond', address_key, subnet_key, signature_key,
+               clock_timestamp()
+        FROM v
+        WHERE %s::boolean OR NOT EXISTS (
+            SELECT FROM outcomes o WHERE (o.poll_id, o.voter_key, o.vote_id) = (v.poll_id, v.voter_key, v.vote_id)
+        )
+        ORDER BY poll_id, voter_key
+        ON CONFLICT DO NOTHING
+        RETURNING poll_id, voter_key
+    )
+    SELECT place - 1 FROM v WHERE NOT EXISTS (
+        SELECT FROM inserted i WHERE (i.poll_id, i.voter_key) = (v.poll_id, v.voter_key)
+    )
+    """,  # noqa: S608 - a constant of ours
+)
+_CHANGE_TALLIES = Prepared(
+    "change_tallies",
+    """
+    INSERT INTO tallies (poll_id, selection, votes, counted, revision)
+    SELECT poll_id, selection::bigint[], votes, votes, 1
+    FROM unnest(%s::uuid[], %s::text[], %s::bigint[]) AS c (poll_id, selection, votes)
+    ORDER BY poll_id, selection::bigint[]
+    ON CONFLICT (poll_id, selection)
+    DO UPDATE SET votes = tallies.votes + excluded.votes, counted = tallies.counted + excluded.counted,
+                  revision = tallies.revision + 1
+    """,
+)
 
 
 def _columns(voters: Iterable[Voter], votes: Sequence[AcceptedVote | _KnownVote]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from django.conf import settings
-from django.db import InterfaceError, InternalError, OperationalError, connection
+from django.db import InterfaceError, InternalError, NotSupportedError, OperationalError, connection
 
 from polls import metrics
 
@@ -41,14 +41,15 @@ def once_more(work: Callable[[], T]) -> T:
 def until_committed(work: Callable[[], T]) -> T:
     """Run `work` until its transaction commits; it must be repeatable, for a commit whose answer was lost runs again.
 
-    Away, restarting, read-only, deadlocked, a lock or statement that took too long: wait (0.1 s, doubling to 5 s, with
-    jitter) and try again on a fresh connection. Raises DatabaseStaysAwayError after DATABASE_PATIENCE_SECONDS.
+    Away, restarting, read-only, deadlocked, a lock or statement that took too long, a column whose type was changed under a
+    prepared statement: wait (0.1 s, doubling to 5 s, with jitter) and try again on a fresh connection. Raises
+    DatabaseStaysAwayError after DATABASE_PATIENCE_SECONDS.
     """
     started, wait = time.monotonic(), FIRST_WAIT_SECONDS
     while True:
         try:
             return work()
-        except (OperationalError, InterfaceError, InternalError) as exc:
+        except (OperationalError, InterfaceError, InternalError, NotSupportedError) as exc:
             connection.close()
             metrics.database_retries.inc()
             if time.monotonic() - started > settings.DATABASE_PATIENCE_SECONDS:

@@ -386,6 +386,21 @@ def test_a_database_that_stays_away_is_said_after_the_set_time(settings):
         patience.until_committed(fail)
 
 
+def test_counting_goes_on_where_a_migration_changes_what_it_has_prepared(make_poll):
+    poll = make_poll()
+    counting.count_votes([vote_of(poll, "alice")])
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE polls ALTER COLUMN method TYPE text")
+    try:
+        patience.until_committed(lambda: counting.count_votes([vote_of(poll, "bob")]))
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE polls ALTER COLUMN method TYPE varchar(10)")
+        connection.close()  # which knows it as a text
+
+    assert tallies(poll) == {"soup": 2}
+
+
 # --- By the clock -----------------------------------------------------------------------------------------------------
 
 
