@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 from uuid import uuid4
 
 import pytest
+from celery.events import EventDispatcher
 from django.conf import settings
 from django.db import transaction
 from flower.urls import handlers
@@ -16,6 +17,7 @@ from tornado.web import RequestHandler
 
 from polls import voters
 from polls.models import ApiClient, Poll
+from tasks import events
 from tests.conftest import ROOT, Api, free_port, process, tallies, wait_until
 
 COMMAND = ["celery", "-A", "core", "flower", "--conf=core/flower_config.py", "--address=127.0.0.1"]
@@ -136,10 +138,34 @@ def test_it_shows_bundles_by_their_size_and_nothing_of_a_voter(flower, worker_na
 
     assert "<1 votes>" in seen["/api/tasks"] and "args" in seen["/tasks"]
     secrets = [*names, *(vote[key] for vote in accepted for key in ("id", "receipt"))]
-    secrets += [str(voters.voter_key(poll.pk, "client", f"{client.id}:{name}", poll.voter_salt)) for name in names]
+    secrets += [str(voters.VoterKeys(poll.pk, "client", poll.voter_salt).of(f"{client.id}:{name}")) for name in names]
     for path, text in seen.items():
         for secret in secrets:
             assert secret not in text and secret.replace("-", "") not in text, path
+
+
+def test_it_is_told_of_some_bundles_where_there_are_many_and_of_each_failure(monkeypatch):
+    """All of them would take a fifth of a worker's time; and whoever is told that a task began is told how it ended."""
+    told = []
+    monkeypatch.setattr(EventDispatcher, "send", lambda self, type, **fields: told.append((type, fields["uuid"])))
+    monkeypatch.setattr(events.time, "monotonic", lambda: 7.0)
+    dispatcher = events.Dispatcher(None, enabled=False)
+    bundles = [str(number) for number in range(events.TOLD_PER_SECOND + 2)]
+    mail, (*shown, fails, quiet) = "mail", bundles
+
+    for task in [*bundles, mail]:
+        dispatcher.send("task-received", uuid=task, name="mail.send" if task == mail else "votes.count")
+        dispatcher.send("task-started", uuid=task)
+    for task in [*bundles, mail]:
+        dispatcher.send("task-failed" if task == fails else "task-succeeded", uuid=task)
+
+    begun = [(what, task) for task in [*shown, mail] for what in ("task-received", "task-started")]
+    ended = [*(("task-succeeded", task) for task in shown), ("task-failed", fails), ("task-succeeded", mail)]
+    assert told == begun + ended
+    assert quiet not in {task for _, task in told}
+    monkeypatch.setattr(events.time, "monotonic", lambda: 8.0)
+    dispatcher.send("task-received", uuid=quiet, name="votes.count")
+    assert told[-1] == ("task-received", quiet)
 
 
 def test_it_shows_no_setting(flower, worker_name):
