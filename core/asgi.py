@@ -50,7 +50,7 @@ async def application(scope, receive, send):  # type: ignore[no-untyped-def]
         await health.say_alive(send)
     elif scope["path"] == "/readyz":
         await readiness.say(send)
-    elif any(name == b"origin" for name, _ in scope["headers"]):
+    elif b"origin" in dict(scope["headers"]):
         await served_across_origins(scope, receive, send)
     else:
         await served(scope, receive, send)

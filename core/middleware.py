@@ -13,7 +13,7 @@ from core import logs
 from polls import accepting, clients, throttling
 from polls.accepting import Caller
 from polls.api import errors
-from polls.api.callers import caller_of
+from polls.api.callers import DjangoCaller
 from polls.intake import REQUEST_ID
 from polls.problems import Refusal
 
@@ -71,8 +71,8 @@ class Manners:
             logs.request_id.reset(named)
         response["X-Request-ID"] = request_id
         if rate := getattr(request, "rate", None):
-            for name, value in rate.headers.items():
-                response[name] = value
+            for name, value in rate.fields:
+                response[name.decode()] = value.decode()
         return response
 
     def _refused(self, request: HttpRequest) -> HttpResponse | None:
@@ -81,7 +81,7 @@ class Manners:
             return None
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
         client_key = key.strip() if scheme.lower() == "api-key" else None
-        caller = caller_of(request)
+        caller = DjangoCaller(request)
         try:
             if client_key is None:
                 accepting.throttle(throttling.by_address, caller)

@@ -32,8 +32,10 @@ V = TypeVar("V")
 
 MAX_VOTER_LENGTH = 200
 # What browsers say of themselves: never an address or a cookie. Chosen: all of it has room in this many bytes, the rest is not read.
-BROWSER_HEADERS = ("user-agent", "accept-language", "accept-encoding", "sec-ch-ua", "sec-ch-ua-platform")
+BROWSER_HEADERS = (b"user-agent", b"accept-language", b"accept-encoding", b"sec-ch-ua", b"sec-ch-ua-platform")
 _BROWSER_BYTES = 600
+# Cookie of the policy `session`, one for each poll by its path.
+VOTER_COOKIE = "voter_token"
 RETRY_AFTER_SECONDS = "2"
 # How long a request may wait for its vote's outcome.
 MAX_WAIT_SECONDS = 10
@@ -70,29 +72,55 @@ class BatchItem(Cast, gc=False):
     idempotency_key: str | None = None
 
 
-@dataclass(slots=True)
 class Caller:
-    """What a request says about who sends it, as it stands in its headers."""
+    """What a request says about who sends it. A header is read when it matters: most votes need one or two of them."""
 
-    peer: str
-    forwarded_for: str = ""
-    authorization: str = ""
-    voter_token: str = ""
-    idempotency_key: str | None = None
-    request_id: str | None = None
-    # The values of BROWSER_HEADERS, a line each.
-    browser: bytes = b""
-    # What its throttle said; the answer passes it on.
-    rate: throttling.Rate | None = None
-    _address: str = ""
+    __slots__ = ("_address", "peer", "rate", "request_id")
+
+    def __init__(self, peer: str, request_id: str | None) -> None:
+        self.peer = peer
+        self.request_id = request_id
+        # What its throttle said; the answer passes it on.
+        self.rate: throttling.Rate | None = None
+        self._address = ""
+
+    def header(self, name: bytes) -> str | None:
+        """Return the value of the header with this name, in lower case; None without it. Of X-Forwarded-For all lines, joined by commas."""
+        raise NotImplementedError
+
+    @property
+    def authorization(self) -> str:
+        return self.header(b"authorization") or ""
+
+    @property
+    def idempotency_key(self) -> str | None:
+        key = self.header(b"idempotency-key")
+        return key and key.strip()
+
+    @property
+    def voter_token(self) -> str:
+        """What the header says, or else the cookie."""
+        if token := self.header(b"voter-token"):
+            return token
+        for crumb in (self.header(b"cookie") or "").split(";"):
+            name, _, value = crumb.strip().partition("=")
+            if name == VOTER_COOKIE:
+                return value
+        return ""
+
+    @property
+    def browser(self) -> bytes:
+        """The values of BROWSER_HEADERS, a line each."""
+        return "\n".join([self.header(name) or "" for name in BROWSER_HEADERS]).encode("latin-1", "replace")
 
     @property
     def address(self) -> str:
         """The client's address; raises Refusal when a proxy of ours does not pass it on."""
         if self._address:
             return self._address
+        forwarded_for = (self.header(b"x-forwarded-for") or "") if settings.TRUSTED_PROXIES else ""
         try:
-            self._address = voters.client_address(self.peer, self.forwarded_for, settings.TRUSTED_PROXIES)
+            self._address = voters.client_address(self.peer, forwarded_for, settings.TRUSTED_PROXIES)
             return self._address
         except ValueError:
             logger.error("a request came without the X-Forwarded-For that TRUSTED_PROXIES=%d promises", settings.TRUSTED_PROXIES)
@@ -283,7 +311,7 @@ class Desk:
             who = account
         else:
             who = await self._check_code(poll, cast, address)
-        voter_key = voters.voter_key(poll.id, policy, who, poll.voter_salt)
+        voter_key = poll.voter_keys.of(who)
         if (network_keys := poll.network_keys(address)) is None:
             return Voter(voter_key)
         return Voter(voter_key, *network_keys, poll.cipher.signature(caller.browser[:_BROWSER_BYTES]))
@@ -308,7 +336,7 @@ class Desk:
         throttling.attempts.check(voters.address_voter(address))
         try:
             code = codes.normalise(cast.code)
-            voter_key = voters.voter_key(poll.id, VoterPolicy.CODE, code, poll.voter_salt)
+            voter_key = poll.voter_keys.of(code)
             if await or_unavailable(self._codes.get((poll.id, voter_key))):
                 return code
         except ValueError:
@@ -452,7 +480,7 @@ def voter_of(poll: PollSnapshot, client_id: int | None, cast: Cast) -> UUID | Re
         if cast.code is None or cast.voter is not None:
             return problems.INVALID.says("This poll needs `code`, and no `voter`.", pointer="/code" if cast.code is None else "/voter")
         try:
-            return voters.voter_key(poll.id, VoterPolicy.CODE, codes.normalise(cast.code), poll.voter_salt)
+            return poll.voter_keys.of(codes.normalise(cast.code))
         except ValueError:
             return unknown_code()
     if cast.code is not None:
@@ -461,7 +489,7 @@ def voter_of(poll: PollSnapshot, client_id: int | None, cast: Cast) -> UUID | Re
         return problems.INVALID.says("This poll needs `voter`: your own reference of the voter, such as a user id.", pointer="/voter")
     if len(cast.voter) > MAX_VOTER_LENGTH:
         return problems.INVALID.says(f"`voter` takes at most {MAX_VOTER_LENGTH} characters.", pointer="/voter")
-    return voters.voter_key(poll.id, VoterPolicy.CLIENT, f"{client_id}:{cast.voter}", poll.voter_salt)
+    return poll.voter_keys.of(f"{client_id}:{cast.voter}")
 
 
 def _find_blocked(_: None) -> BlockedNetworks:

@@ -220,7 +220,8 @@ def _refuse(mistakes: Iterable[tuple[str, str]], problem: problems.Problem = pro
 
 
 def _add(poll: Poll, rows: Sequence[Row], act: Act) -> list[Issued]:
-    keys = [voters.voter_key(poll.pk, VoterPolicy.CODE, normalise(row.code), poll.voter_salt) for row in rows]
+    voter_keys = voters.VoterKeys(poll.pk, VoterPolicy.CODE, poll.voter_salt)
+    keys = [voter_keys.of(normalise(row.code)) for row in rows]
     with transaction.atomic():
         poll = _lock(poll, act.at)
         before = poll.codes.count()

@@ -41,16 +41,29 @@ class NobodyTookItError(Exception):
 
 
 class _Bundle:
-    """Votes that travel together, and the future that settles for all who wait for them."""
+    """Votes that travel together, and those who wait for them."""
 
     def __init__(self) -> None:
         self.votes: list[AcceptedVote] = []
         self.is_overdue = False  # then it leaves, whatever else is on its way
-        self.carried: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting: list[asyncio.Future[None]] = []
 
-    @property
-    def is_full(self) -> bool:
-        return len(self.votes) >= settings.BUNDLE_MAX_VOTES
+    def arrival(self) -> asyncio.Future[None]:
+        """Return what settles once it is known whether the bundle can be lost: a future of one's own, that a client who goes may cancel."""
+        arrival: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(arrival)
+        return arrival
+
+    def arrive(self, exc: Exception | None = None) -> None:
+        """Tell all who wait."""
+        for arrival in self._waiting:
+            if arrival.done():  # its client has gone
+                continue
+            if exc is None:
+                arrival.set_result(None)
+            else:
+                arrival.set_exception(exc)
+                arrival.exception()  # seen, also when its client goes now
 
 
 class Publisher:
@@ -64,6 +77,8 @@ class Publisher:
         self._waiting: deque[_Bundle] = deque()  # only the last one may have room
         self._under_way: set[asyncio.Task[None]] = set()
         self._unanswered = 0  # votes
+        # Read once: asking Django for a setting takes as long as joining a bundle.
+        self._max_votes, self._max_waiting = settings.BUNDLE_MAX_VOTES, settings.MAX_WAITING_VOTES
         self._next_at = 0.0  # when the next bundle that has room may leave, by the loop's clock
         self._channel: AbstractChannel | None = None
         self._ready = asyncio.Event()
@@ -95,30 +110,29 @@ class Publisher:
 
         Raises NobodyTookItError within LONGEST_WAIT_SECONDS + CONFIRM_SECONDS + OUTBOX_SECONDS, however broker and database fail.
         """
-        # Shielded: a client that goes away must not cancel the bundle of the others.
-        await asyncio.shield(self._join(vote))
+        await self._join(vote).arrival()
 
     async def take_all(self, votes: Sequence[AcceptedVote]) -> set[UUID]:
         """Return once it is known of all votes whether they can be lost; the ids of those that can. In as much time as `take`."""
-        carried: dict[asyncio.Future[None], list[AcceptedVote]] = {}
+        carried: dict[_Bundle, list[AcceptedVote]] = {}
         lost: set[UUID] = set()
         for vote in votes:
             try:
                 carried.setdefault(self._join(vote), []).append(vote)
             except NobodyTookItError:
                 lost.add(vote.vote_id)
-        for bundle, passengers in carried.items():
+        for arrival, passengers in [(bundle.arrival(), passengers) for bundle, passengers in carried.items()]:
             try:
-                await asyncio.shield(bundle)
+                await arrival
             except NobodyTookItError:
                 lost.update(vote.vote_id for vote in passengers)
         return lost
 
-    def _join(self, vote: AcceptedVote) -> asyncio.Future[None]:
-        """Put the vote into the bundle that leaves next and return the future that settles with it; raises NobodyTookItError when full."""
-        if self._unanswered >= settings.MAX_WAITING_VOTES:
+    def _join(self, vote: AcceptedVote) -> _Bundle:
+        """Put the vote into the bundle that leaves next and return that; raises NobodyTookItError when too many wait."""
+        if self._unanswered >= self._max_waiting:
             raise NobodyTookItError
-        if not self._waiting or self._waiting[-1].is_full:
+        if not self._waiting or self._is_full(self._waiting[-1]):
             loop = asyncio.get_running_loop()
             self._waiting.append(_Bundle())
             # After the other requests that this turn of the loop has read: they join the bundle.
@@ -127,13 +141,16 @@ class Publisher:
         bundle = self._waiting[-1]
         bundle.votes.append(vote)
         self._unanswered += 1
-        return bundle.carried
+        return bundle
+
+    def _is_full(self, bundle: _Bundle) -> bool:
+        return len(bundle.votes) >= self._max_votes
 
     def _send_off(self) -> None:
         """Send the waiting bundles; one that has room waits, while it may, until no other is on its way and its time has come."""
         loop = asyncio.get_running_loop()
         while self._waiting and len(self._under_way) < MAX_BUNDLES_UNDER_WAY:
-            if not self._waiting[0].is_full and not self._waiting[0].is_overdue:
+            if not self._is_full(self._waiting[0]) and not self._waiting[0].is_overdue:
                 if self._under_way:
                     return
                 if loop.time() < self._next_at:
@@ -165,14 +182,13 @@ class Publisher:
                 kept = await self._keep_in_outbox(body)
                 metrics.accepted["outbox"].inc(votes)
                 logger.info("bundle %s: %d votes in the outbox as %d", task_id, votes, kept)
-            bundle.carried.set_result(None)
+            bundle.arrive()
             if logger.isEnabledFor(logging.DEBUG):
                 for vote in bundle.votes:
                     logger.debug("vote %s: in bundle %s; request %s", vote.vote_id, task_id, vote.request_id or vote.vote_id)
         except BaseException as exc:  # cancelled, too: nobody may wait for ever
             logger.error("bundle %s: %d votes were answered 503: %s", task_id, votes, type(exc).__name__)
-            bundle.carried.set_exception(NobodyTookItError())
-            bundle.carried.exception()  # seen, also when every client has gone
+            bundle.arrive(NobodyTookItError())
             if not isinstance(exc, Exception):
                 raise
         finally:

@@ -16,6 +16,8 @@ from polls.moments import from_microseconds
 
 _SECRET = hashlib.blake2b(settings.VOTER_SECRET.encode(), person=b"receipts").digest()
 _MAC_BYTES = 12
+# Begun once: a copy of it takes a third of the time of a new one.
+_BEGUN_MAC = hashlib.blake2b(key=_SECRET, digest_size=_MAC_BYTES)
 
 
 @dataclass(frozen=True)
@@ -81,4 +83,6 @@ def find_statuses(receipts: Sequence[Receipt]) -> dict[Receipt, VoteStatus]:
 
 
 def _mac(content: bytes) -> bytes:
-    return hashlib.blake2b(content, key=_SECRET, digest_size=_MAC_BYTES).digest()
+    mac = _BEGUN_MAC.copy()
+    mac.update(content)
+    return mac.digest()

@@ -19,7 +19,7 @@ from polls import clients, metrics, networks, patience
 from polls.models import LimitMode, Option, Poll, Scope
 from polls.moments import to_microseconds
 from polls.networks import NetworkCipher, cipher_of
-from polls.voters import is_in
+from polls.voters import VoterKeys, is_in
 
 logger = logging.getLogger(__name__)
 K = TypeVar("K", bound=Hashable)
@@ -47,7 +47,7 @@ class PollSnapshot:
     owner_id: int
     is_draft: bool
     voter_policy: str
-    voter_salt: bytes
+    voter_keys: VoterKeys
     min_choices: int
     max_choices: int
     allow_withdrawal: bool
@@ -72,7 +72,7 @@ class PollSnapshot:
             owner_id=poll.owner_id,
             is_draft=poll.published_at is None,
             voter_policy=poll.voter_policy,
-            voter_salt=bytes(poll.voter_salt or b""),
+            voter_keys=VoterKeys(poll.id, poll.voter_policy, poll.voter_salt),
             min_choices=poll.min_choices,
             max_choices=poll.max_choices,
             allow_withdrawal=poll.allow_withdrawal,

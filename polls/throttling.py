@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from django.conf import settings
 from django.core.cache import cache
@@ -20,8 +20,7 @@ SHARE_SECONDS = 1.0
 WORTH_SHARING = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Rate:
+class Rate(NamedTuple):
     """Where a subject stands in the minute that is under way."""
 
     policy: str
@@ -30,14 +29,15 @@ class Rate:
     reset_seconds: int
 
     @property
-    def headers(self) -> dict[str, str]:
+    def fields(self) -> list[tuple[bytes, bytes]]:
         """The fields of draft-ietf-httpapi-ratelimit-headers-10; none where there is no limit."""
         if not self.limit:
-            return {}
-        return {
-            "RateLimit-Policy": f'"{self.policy}";q={self.limit};w={WINDOW_SECONDS}',
-            "RateLimit": f'"{self.policy}";r={max(0, self.limit - self.used)};t={self.reset_seconds}',
-        }
+            return []
+        policy = b'"%b"' % self.policy.encode()
+        return [
+            (b"ratelimit-policy", b"%b;q=%d;w=%d" % (policy, self.limit, WINDOW_SECONDS)),
+            (b"ratelimit", b"%b;r=%d;t=%d" % (policy, max(0, self.limit - self.used), self.reset_seconds)),
+        ]
 
     def refusal(self) -> Refusal | None:
         """Return what to answer when that was too much, or None."""

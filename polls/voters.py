@@ -9,7 +9,8 @@ import time
 from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from uuid import UUID, uuid4
+from random import getrandbits
+from uuid import UUID
 
 import msgspec
 from django.conf import settings
@@ -18,14 +19,21 @@ _SECRET = hashlib.blake2b(settings.VOTER_SECRET.encode()).digest()
 _TOKEN_SECRET = hashlib.blake2b(settings.VOTER_SECRET.encode(), person=b"voter tokens").digest()
 
 
-def voter_key(poll_id: UUID, policy: str, voter: str, salt: bytes | memoryview | None) -> UUID:
-    """Return the keyed hash that stands for this voter in this poll; in another poll the same voter has another one.
+class VoterKeys:
+    """The keyed hashes that stand for the voters of one poll; in another poll the same voter has another one.
 
     `salt` is the poll's `voter_salt`: once that is deleted, nobody finds out by trying whose key it is. Polls of before it have none.
     128 bits of BLAKE2b, in a uuid because PostgreSQL stores that in 16 bytes without a header.
     """
-    said = poll_id.bytes + f"{policy}:{voter}".encode()
-    return UUID(bytes=hashlib.blake2b(said, key=_SECRET, salt=salt or b"", digest_size=16).digest())
+
+    def __init__(self, poll_id: UUID, policy: str, salt: bytes | memoryview | None) -> None:
+        # Begun once: a copy of it takes a third of the time of a new one.
+        self._begun = hashlib.blake2b(poll_id.bytes + f"{policy}:".encode(), key=_SECRET, salt=salt or b"", digest_size=16)
+
+    def of(self, voter: str) -> UUID:
+        hashed = self._begun.copy()
+        hashed.update(voter.encode())
+        return UUID(bytes=hashed.digest())
 
 
 # The first bytes of a vote id are the request's name, the rest what it chose.
@@ -39,7 +47,8 @@ def vote_id(voter: UUID, idempotency_key: str | None, selection: tuple[int, ...]
     `voter` is a voter key, so ids of different polls never meet.
     """
     if idempotency_key is None:
-        return uuid4()
+        # Nobody gains by guessing it, for its receipt is signed. uuid4 asks the kernel for secrets, which takes three times as long.
+        return UUID(int=getrandbits(128))
     name = hashlib.blake2b(voter.bytes + idempotency_key.encode(), digest_size=_NAME_BYTES).digest()
     return UUID(bytes=name + _choice_mark(selection))
 

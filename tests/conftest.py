@@ -178,7 +178,7 @@ def vote_of(poll: Poll, voter: str, *texts: str, at: int = 0, vote_id: UUID | No
     return AcceptedVote(
         vote_id or uuid4(),
         poll.pk,
-        voters.voter_key(poll.pk, "client", voter, poll.voter_salt),
+        voters.VoterKeys(poll.pk, "client", poll.voter_salt).of(voter),
         selection,
         accepted_at,
         address_key=address_key,

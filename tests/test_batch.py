@@ -102,7 +102,7 @@ def test_one_voter_twice_in_a_batch_is_one_vote(api, poll):
 def test_a_kiosk_sends_the_codes_that_it_has_collected(api, make_poll):
     poll, other = make_poll(voter_policy="code"), make_poll(voter_policy="code")
     for of, code in ((poll, "7KXF-20PM-Q9RT"), (poll, "8KXF-20PM-Q9RT"), (other, "9KXF-20PM-Q9RT")):
-        VoterCode.objects.create(poll=of, voter_key=voters.voter_key(of.pk, "code", codes.normalise(code), of.voter_salt))
+        VoterCode.objects.create(poll=of, voter_key=voters.VoterKeys(of.pk, "code", of.voter_salt).of(codes.normalise(code)))
     sent = ["7KXF-20PM-Q9RT", "9KXF-20PM-Q9RT", "nonsense", "8kxf20pmq9rt"]
 
     answer = api.post(path(poll), [{"option": str(option(poll, "soup")), "code": code} for code in sent]).json

@@ -33,7 +33,7 @@ def olga(at=None):
 
 
 def key_of(poll, code):
-    return poll.pk, voters.voter_key(poll.pk, "code", codes.normalise(code), poll.voter_salt)
+    return poll.pk, voters.VoterKeys(poll.pk, "code", poll.voter_salt).of(codes.normalise(code))
 
 
 def upload(poll, *own, labels=()):

@@ -73,7 +73,7 @@ def votes_from(
     for n in range(votes):
         before = every * n if every is not None else random.uniform(0, seconds - 1)
         address = addresses if isinstance(addresses, str) else addresses(n)
-        who = voters.voter_key(poll.pk, "session", voter or f"{address} {n} {until}", poll.voter_salt)
+        who = voters.VoterKeys(poll.pk, "session", poll.voter_salt).of(voter or f"{address} {n} {until}")
         address_key, subnet_key = keys(address)
         made.append(
             AcceptedVote(

@@ -104,7 +104,7 @@ def client_of(key):
 )
 def test_however_a_spreadsheet_writes_it(run, poll, client_key, content):
     assert run(poll, content) == {"rows": 1, "counted": 1}
-    assert set(standing(poll)) == {voters.voter_key(poll.pk, "client", f"{client_of(client_key)}:alice", poll.voter_salt)}
+    assert set(standing(poll)) == {voters.VoterKeys(poll.pk, "client", poll.voter_salt).of(f"{client_of(client_key)}:alice")}
 
 
 def test_a_voter_of_the_file_is_the_same_voter_as_at_the_api_by_key_too(api, run, poll):
@@ -161,7 +161,7 @@ def test_codes_vote_unless_they_are_unknown_or_revoked(run, make_poll, tmp_path)
     poll, other = make_poll(voter_policy="code"), make_poll(voter_policy="code")
     known = [(poll, "7KXF-20PM-Q9RT", None), (poll, "8KXF-20PM-Q9RT", now() - timedelta(1)), (other, "9KXF-20PM-Q9RT", None)]
     for of, code, revoked_at in known:
-        voter_key = voters.voter_key(of.pk, "code", codes.normalise(code), of.voter_salt)
+        voter_key = voters.VoterKeys(of.pk, "code", of.voter_salt).of(codes.normalise(code))
         VoterCode.objects.create(poll=of, voter_key=voter_key, revoked_at=revoked_at)
     said = ["7kxf 20pm q9rt", "8KXF-20PM-Q9RT", "9KXF-20PM-Q9RT", "nonsense", ""]
 
@@ -275,7 +275,7 @@ def test_what_is_one_options_id_and_anothers_text_is_refused(run, make_poll, cli
 
     assert run(poll, f"voter,option\nalice,{soup}\nbob,{salad}\n") == {"rows": 2, "counted": 1, "refused": 1}
     assert refused(tmp_path) == {2: "unknown-option"}
-    assert set(standing(poll)) == {voters.voter_key(poll.pk, "client", f"{client_of(client_key)}:bob", poll.voter_salt)}
+    assert set(standing(poll)) == {voters.VoterKeys(poll.pk, "client", poll.voter_salt).of(f"{client_of(client_key)}:bob")}
 
 
 def test_the_command_ends_with_2_when_rows_were_refused(poll, prefix, tmp_path):

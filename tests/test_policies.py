@@ -1,6 +1,7 @@
 """Who is one voter, over real HTTP: each policy's own way to tell, and limits per address and subnet on top."""
 
 from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
 
 import pytest
 from django.contrib.auth import get_user_model
@@ -76,7 +77,7 @@ def test_a_voter_token_that_is_none(anonymous, make_poll, spoil):
 
 def test_a_voter_token_has_one_spelling_only():
     """base64 lets the last character differ in bits that carry nothing: 16 spellings would be 16 voters."""
-    poll_id = voters.uuid4()
+    poll_id = uuid4()
     token = voters.new_voter_token(poll_id)
 
     valid = [
@@ -141,7 +142,7 @@ def test_an_access_token_that_is_none(pipeline, make_poll, owner, authorization)
 
 def give_codes(poll, *texts):
     for text in texts:
-        VoterCode.objects.create(poll=poll, voter_key=voters.voter_key(poll.pk, "code", codes.normalise(text), poll.voter_salt))
+        VoterCode.objects.create(poll=poll, voter_key=voters.VoterKeys(poll.pk, "code", poll.voter_salt).of(codes.normalise(text)))
 
 
 def test_a_code_is_one_voter_however_it_is_typed(anonymous, make_poll):

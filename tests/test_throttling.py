@@ -115,4 +115,4 @@ def test_a_new_minute_begins_at_nothing(monkeypatch):
 def test_no_limit_lets_everything_pass_and_promises_nothing(cost):
     rate = Throttle("address", 0).take("x", cost)
 
-    assert rate.refusal() is None and rate.headers == {}
+    assert rate.refusal() is None and rate.fields == []

@@ -52,18 +52,18 @@ def test_a_header_that_is_too_short_or_no_address_is_refused(forwarded_for, trus
 def test_a_voter_has_one_key_per_poll_and_another_in_another_poll():
     poll, other = uuid4(), uuid4()
 
-    assert voters.voter_key(poll, "ip", "192.0.2.7", b"salt") == voters.voter_key(poll, "ip", "192.0.2.7", b"salt")
+    assert voters.VoterKeys(poll, "ip", b"salt").of("192.0.2.7") == voters.VoterKeys(poll, "ip", b"salt").of("192.0.2.7")
     whos = [(poll, "ip", "a"), (poll, "client", "a"), (poll, "ip", "b"), (other, "ip", "a")]
-    assert len({voters.voter_key(*who, salt) for who in whos for salt in (b"salt", b"other", None)}) == 12
+    assert len({voters.VoterKeys(of, policy, salt).of(who) for of, policy, who in whos for salt in (b"salt", b"other", None)}) == 12
 
 
 def test_polls_of_before_the_salt_keep_their_voters_keys(monkeypatch):
     monkeypatch.setattr(voters, "_SECRET", hashlib.blake2b(b"a secret").digest())
 
-    key = voters.voter_key(UUID(int=7), "ip", "192.0.2.7", None)
+    key = voters.VoterKeys(UUID(int=7), "ip", None).of("192.0.2.7")
 
     assert key == UUID("ade67fe4-6789-9b5a-8055-0b426494b6cc")
-    assert voters.voter_key(UUID(int=7), "ip", "192.0.2.7", memoryview(b"\1" * 16)) == UUID("08df4126-283c-ed71-db80-a607e3b2cb83")
+    assert voters.VoterKeys(UUID(int=7), "ip", memoryview(b"\1" * 16)).of("192.0.2.7") == UUID("08df4126-283c-ed71-db80-a607e3b2cb83")
 
 
 def test_an_api_key_is_known_by_its_prefix_and_checked_by_its_hash():

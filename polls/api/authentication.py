@@ -9,7 +9,7 @@ from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 
 from polls import accepting, clients, roles, throttling
-from polls.api.callers import caller_of
+from polls.api.callers import DjangoCaller
 from polls.models import ApiClient
 
 
@@ -20,7 +20,7 @@ class ApiKeyAuthentication(BaseAuthentication):
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "api-key":
             return None
-        at, caller = now(), caller_of(request._request)
+        at, caller = now(), DjangoCaller(request._request)
         try:
             client = clients.find(key.strip(), at)
             if client is None:

@@ -8,16 +8,22 @@ from polls import accepting, throttling
 from polls.accepting import Caller
 
 
-def caller_of(request: HttpRequest) -> Caller:
-    return Caller(
-        peer=request.META.get("REMOTE_ADDR", ""),
-        forwarded_for=request.headers.get("X-Forwarded-For", ""),
-        authorization=request.headers.get("Authorization", ""),
-        voter_token=request.headers.get("Voter-Token", ""),
-        idempotency_key=request.headers.get("Idempotency-Key"),
-        request_id=getattr(request, "given_id", None),
-        browser="\n".join(request.headers.get(name, "") for name in accepting.BROWSER_HEADERS).encode("latin-1", "replace"),
-    )
+class DjangoCaller(Caller):
+    """Who sends a request that Django answers. `idempotency_key`: what the request says in another place than its header."""
+
+    __slots__ = ("_headers", "_key")
+
+    def __init__(self, request: HttpRequest, idempotency_key: str | None = None) -> None:
+        super().__init__(request.META.get("REMOTE_ADDR", ""), getattr(request, "given_id", None))
+        self._headers = request.headers
+        self._key = idempotency_key
+
+    @property
+    def idempotency_key(self) -> str | None:
+        return super().idempotency_key if self._key is None else self._key
+
+    def header(self, name: bytes) -> str | None:
+        return self._headers.get(name.decode())
 
 
 class ByAttempts(BaseThrottle):
@@ -25,5 +31,5 @@ class ByAttempts(BaseThrottle):
 
     def allow_request(self, request: Request, view: object) -> bool:
         if request.method == "POST":
-            accepting.throttle(throttling.attempts, caller_of(request._request))
+            accepting.throttle(throttling.attempts, DjangoCaller(request._request))
         return True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Any, cast
 from uuid import UUID
 
@@ -26,7 +25,7 @@ from polls import accepting, editing, models, problems, receipts, stages
 from polls.accepting import Caller, Cast
 from polls.api import accounts, views
 from polls.api.authentication import actor
-from polls.api.callers import caller_of
+from polls.api.callers import DjangoCaller
 from polls.api.filters import PollFilters
 from polls.api.graphql import limits
 from polls.api.graphql.limits import MAX_PAGE_SIZE, MAX_RECEIPTS, MAX_TOKENS, PAGE_SIZE
@@ -222,9 +221,7 @@ def _take(
     wait_seconds: int,
 ) -> Vote:
     """Return the accepted vote, with its outcome where it is waited for and known in time."""
-    caller = caller_of(asked.request._request)
-    if idempotency_key is not None:
-        caller = replace(caller, idempotency_key=idempotency_key)
+    caller = DjangoCaller(asked.request._request, idempotency_key)
     try:
         vote = async_to_sync(accept)(poll_id, chosen, caller)
     finally:
