@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import logging
 import re
 import time
@@ -118,9 +119,10 @@ class Caller:
         """The client's address; raises Refusal when a proxy of ours does not pass it on."""
         if self._address:
             return self._address
-        forwarded_for = (self.header(b"x-forwarded-for") or "") if settings.TRUSTED_PROXIES else ""
+        proxies = settings.TRUSTED_PROXIES
+        forwarded_for = (self.header(b"x-forwarded-for") or "") if proxies else ""
         try:
-            self._address = voters.client_address(self.peer, forwarded_for, settings.TRUSTED_PROXIES)
+            self._address = voters.client_address(self.peer, forwarded_for, proxies)
             return self._address
         except ValueError:
             logger.error("a request came without the X-Forwarded-For that TRUSTED_PROXIES=%d promises", settings.TRUSTED_PROXIES)
@@ -346,11 +348,9 @@ class Desk:
         raise unknown_code()
 
     async def _authenticate_client(self, poll: PollSnapshot, caller: Caller, *, cost: int = 1) -> ClientSnapshot:
-        scheme, _, key = caller.authorization.partition(" ")
-        key = key.strip()
-        prefix = voters.key_prefix(key) if scheme.lower() == "api-key" else None
+        prefix, key_hash = voters.client_key_of(caller.authorization) or ("", b"")
         client = (self._clients.known(prefix) or await or_unavailable(self._clients.get(prefix))) if prefix else None
-        if client is None or not voters.is_key(key, client.key_hash):
+        if client is None or not hmac.compare_digest(key_hash, client.key_hash):
             throttle(throttling.by_address, caller)
             raise problems.UNAUTHENTICATED.says(
                 "Send `Authorization: Api-Key <key>` with a key that is not revoked.", headers={"WWW-Authenticate": "Api-Key"}
@@ -417,16 +417,16 @@ def refusal_of(status: VoteStatus) -> Refusal | None:
 
 def throttle(limit: throttling.Throttle, caller: Caller) -> None:
     """Count the request against its address; raises Refusal when it was one too many."""
-    caller.rate = limit.take(voters.address_voter(caller.address))
-    if refusal := caller.rate.refusal():
-        raise refusal
+    caller.rate = rate = limit.take(voters.address_voter(caller.address))
+    if rate.is_exceeded:
+        raise rate.refusal()
 
 
 def throttle_client(client_id: int, caller: Caller, cost: int = 1) -> None:
     """Count the request against its API client; raises Refusal when it was one too many."""
-    caller.rate = throttling.by_client.take(str(client_id), cost)
-    if refusal := caller.rate.refusal():
-        raise refusal
+    caller.rate = rate = throttling.by_client.take(str(client_id), cost)
+    if rate.is_exceeded:
+        raise rate.refusal()
 
 
 def check_key(idempotency_key: str | None) -> str | None:

@@ -9,8 +9,9 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from random import getrandbits
 from typing import Any, TypeVar
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import msgspec
 from django.conf import settings
@@ -240,14 +241,13 @@ class Intake:
         request.throttle()
         if not is_shown:
             raise problems.RESULTS_HIDDEN.says(f"They are for {ResultsVisibility(poll.results_visibility).label}.")
-        known = await accepting.or_unavailable(self._results.get(poll_id))
+        known = self._results.known(poll_id) or await accepting.or_unavailable(self._results.get(poll_id))
         if known is None:
             raise accepting.unknown_poll()
         etag, body = known
         is_public = poll.results_visibility == ResultsVisibility.ALWAYS
         headers = [(b"etag", etag), (b"cache-control", b"public, max-age=1" if is_public else b"private, no-cache")]
-        if_none_match = request.headers.get(b"if-none-match", b"")
-        if if_none_match == b"*" or etag.removeprefix(b"W/") in (tag.strip().removeprefix(b"W/") for tag in if_none_match.split(b",")):
+        if (if_none_match := request.headers.get(b"if-none-match")) is not None and _matches(if_none_match, etag):
             return 304, headers, b""
         return 200, [*_JSON, *headers], body
 
@@ -289,7 +289,7 @@ class Request(Caller):
     def id(self) -> str:
         """What the client called the request, or else a name of ours: for a vote its id, which needs no room in the bundle."""
         if self._id is None:
-            self._id = str(uuid4())
+            self._id = f"{getrandbits(128):032x}"
         return self._id
 
     def is_about(self, vote: AcceptedVote) -> None:
@@ -373,6 +373,11 @@ def _shows_results(poll: PollSnapshot, request: Request) -> bool:
     receipt = receipts.read(request.text(b"vote-receipt")) if b"vote-receipt" in request.headers else None
     has_voted = receipt is not None and receipt.poll_id == poll.id
     return results.are_public(poll.results_visibility, poll.closes_at, microseconds_now(), has_voted=has_voted)
+
+
+def _matches(if_none_match: bytes, etag: bytes) -> bool:
+    """Return whether the header names the ETag; weak ones are compared like strong ones (RFC 9110)."""
+    return if_none_match == b"*" or etag.removeprefix(b"W/") in (tag.strip().removeprefix(b"W/") for tag in if_none_match.split(b","))
 
 
 def _show_status(status: VoteStatus) -> dict[str, Any]:

@@ -39,10 +39,12 @@ class Rate(NamedTuple):
             (b"ratelimit", b"%b;r=%d;t=%d" % (policy, max(0, self.limit - self.used), self.reset_seconds)),
         ]
 
-    def refusal(self) -> Refusal | None:
-        """Return what to answer when that was too much, or None."""
-        if self.used <= self.limit or not self.limit:
-            return None
+    @property
+    def is_exceeded(self) -> bool:
+        return self.used > self.limit > 0
+
+    def refusal(self) -> Refusal:
+        """Return what to answer when that was too much."""
         return problems.TOO_MANY_REQUESTS.says(
             f"At most {self.limit} a minute. Wait {self.reset_seconds} s.", headers={"Retry-After": str(self.reset_seconds)}
         )
@@ -76,9 +78,9 @@ class Throttle:
         if (
             self.limit
             and self._used.get(subject, 0) + self._elsewhere.get(subject, 0) >= self.limit
-            and (refusal := self.take(subject).refusal())
+            and (rate := self.take(subject)).is_exceeded
         ):
-            raise refusal
+            raise rate.refusal()
 
     def share(self) -> None:
         """Add what was used here to the cache, and learn what was used elsewhere. Costs a round trip for each subject that matters."""

@@ -75,9 +75,10 @@ def client_address(peer: str, forwarded_for: str, trusted_proxies: int) -> str:
     hops = [hop.strip() for hop in forwarded_for.split(",") if hop.strip()]
     if len(hops) < trusted_proxies:
         raise ValueError("X-Forwarded-For has fewer entries than TRUSTED_PROXIES")
-    return str(parse_address(hops[-trusted_proxies]))
+    return _spelt_once(hops[-trusted_proxies])
 
 
+@lru_cache(maxsize=10_000)
 def address_voter(address: str) -> str:
     """Return what one voter is by address: the IPv4 address, or the /64 of an IPv6 one. Raises ValueError on anything else."""
     parsed = parse_address(address)
@@ -88,6 +89,12 @@ def is_in(address: str, networks: Iterable[IPv4Network | IPv6Network]) -> bool:
     """Return whether one of the networks holds the address. Raises ValueError on what is no address."""
     parsed = parse_address(address)
     return any(parsed in network for network in networks)
+
+
+@lru_cache(maxsize=10_000)
+def _spelt_once(address: str) -> str:
+    """Return the address as everybody writes it: one IPv6 address has many spellings."""
+    return str(parse_address(address))
 
 
 @lru_cache(maxsize=10_000)
@@ -170,6 +177,20 @@ def key_prefix(client_key: str) -> str | None:
     """Return the public part of an API key, or None when it does not look like one."""
     parts = client_key.split("_")
     return parts[1] if len(parts) == 3 and parts[0] == "nxs" and parts[1] and parts[2] else None
+
+
+# "Api-Key ", and a key; what is longer is none, and not worth remembering.
+_LONGEST_AUTHORIZATION = 100
+
+
+@lru_cache(maxsize=10_000)
+def client_key_of(authorization: str) -> tuple[str, bytes] | None:
+    """Return prefix and hash of the API key in this Authorization header; None when there is none."""
+    scheme, _, client_key = authorization.partition(" ")
+    client_key = client_key.strip()
+    if len(authorization) > _LONGEST_AUTHORIZATION or scheme.lower() != "api-key" or not (prefix := key_prefix(client_key)):
+        return None
+    return prefix, key_hash(client_key)
 
 
 def key_hash(client_key: str) -> bytes:

@@ -104,15 +104,15 @@ def test_a_new_minute_begins_at_nothing(monkeypatch):
     monkeypatch.setattr(throttling.time, "time", lambda: moment[0])
     throttle = Throttle("address", 2)
 
-    assert [throttle.take("x").refusal() is None for _ in range(3)] == [True, True, False]
+    assert [throttle.take("x").is_exceeded for _ in range(3)] == [False, False, True]
     moment[0] += 59.9
     assert throttle.take("x").reset_seconds == 1
     moment[0] += 0.1
-    assert throttle.take("x").refusal() is None
+    assert not throttle.take("x").is_exceeded
 
 
 @pytest.mark.parametrize("cost", [1, 1000])
 def test_no_limit_lets_everything_pass_and_promises_nothing(cost):
     rate = Throttle("address", 0).take("x", cost)
 
-    assert rate.refusal() is None and rate.fields == []
+    assert not rate.is_exceeded and rate.fields == []
