@@ -11,7 +11,7 @@ import sys
 from django.conf import settings
 from django.core.management import execute_from_command_line
 
-# Longer than `Prefer: wait` holds a request (10 s), and than any vote waits for its answer (4 s); what lasts longer is a stream.
+# Longer than `Prefer: wait` holds a request (10 s), and than any vote waits for its answer (4 s); streams are ended at once.
 STOP_SECONDS = 12
 # Longer than a proxy keeps an idle connection (60 s in deploy/nginx): else it sends a vote into one that is just being closed.
 KEEP_ALIVE_SECONDS = 75

@@ -28,6 +28,7 @@ served_across_origins = CORSMiddleware(
         "Idempotency-Key",
         "If-Match",
         "If-None-Match",
+        "Last-Event-ID",
         "Prefer",
         "Voter-Token",
         "Vote-Receipt",

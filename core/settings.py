@@ -218,6 +218,10 @@ POLL_SNAPSHOT_SECONDS = number("POLL_SNAPSHOT_SECONDS", default=1, minimum=0, ma
 # How old results may be when they are read (seconds): at most one query per poll, process and this time.
 RESULTS_CACHE_SECONDS = number("RESULTS_CACHE_SECONDS", default=0.25, minimum=0, maximum=60)
 
+# Clients that may follow results (streams) in one web process; more are refused with 503, and a tenth from one address with 429. Each is a
+# connection.
+FOLLOWERS_MAX = whole("FOLLOWERS_MAX", default=10_000, minimum=0, maximum=1_000_000)
+
 # How long a worker waits for PostgreSQL before it gives a bundle back to the queue (seconds). RabbitMQ closes channels after 30 minutes,
 # and CELERY_TASK_TIME_LIMIT ends the task after 15.
 DATABASE_PATIENCE_SECONDS = number("DATABASE_PATIENCE_SECONDS", default=600, minimum=1, maximum=840)

@@ -17,9 +17,10 @@ import msgspec
 from django.conf import settings
 from django.utils.timezone import now
 
-from polls import accepting, metrics, problems, receipts, results, throttling
+from polls import accepting, following, metrics, problems, receipts, results, throttling, voters
 from polls.accepting import VOTER_COOKIE, BatchItem, Caller, Cast, Desk
 from polls.bundles import AcceptedVote
+from polls.following import Event, Follower, Following, Subject
 from polls.models import ResultsVisibility
 from polls.moments import iso, iso_of, microseconds_now
 from polls.problems import Refusal
@@ -33,8 +34,8 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = dict[bytes, bytes]
-# Status, headers, body.
-Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
+# Status, headers, and the body, or who sends it bit by bit.
+Answer = tuple[int, list[tuple[bytes, bytes]], bytes | Follower]
 # What answers, the poll id or receipt in the path, the methods offered.
 Door = tuple[Callable[[str, "Request"], Awaitable[Answer]], str, tuple[str, ...]]
 T = TypeVar("T")
@@ -102,6 +103,7 @@ class Intake:
         self._behind = behind
         self._desk = Desk()
         self._results = Snapshots("results", _read_results, settings.RESULTS_CACHE_SECONDS, self._desk.threads)
+        self._following = Following(self._read_followed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -130,7 +132,10 @@ class Intake:
         headers += _FOR_BROWSERS
         if request.rate:
             headers += request.rate.fields
-        headers.append((b"content-length", b"%d" % len(body)))
+        if isinstance(body, Follower):
+            return await body.follow(scope["method"], headers, receive, send)
+        if status != 204:
+            headers.append((b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
@@ -138,6 +143,7 @@ class Intake:
         """Have the desk work from the server's start to its end (ASGI lifespan)."""
         await receive()
         await self._desk.start()
+        self._following.start()
         sharing = asyncio.create_task(self._share_throttles()) if throttling.is_shared() else None
         # Django's own objects live as long as the process. Without this every full collection walks them all, which stops
         # the process for 60 ms about once a second at full rate.
@@ -164,6 +170,8 @@ class Intake:
                 return self._cast, poll_id, ("POST",)
             if what == "results":
                 return self._show_results, poll_id, ("GET", "HEAD")
+            if what == "results/stream":
+                return self._follow_results, poll_id, ("GET", "HEAD")
             if what == "votes/batch":
                 return self._cast_batch, poll_id, ("POST",)
             if what == "votes/withdraw":
@@ -250,6 +258,35 @@ class Intake:
         if (if_none_match := request.headers.get(b"if-none-match")) is not None and _matches(if_none_match, etag):
             return 304, headers, b""
         return 200, [*_JSON, *headers], body
+
+    async def _follow_results(self, poll_id: str, request: Request) -> Answer:
+        """`GET /api/v1/polls/{id}/results/stream`: the results, and again whenever they change, to who may read them without signing in.
+
+        204, which has an EventSource come back no more, for one that has the final ones.
+        """
+        poll = await self._desk.find_poll(poll_id)
+        request.throttle()
+        subject = poll_id, _has_voted(poll, request)
+        event = Event(*await self._read_followed(subject))
+        last_id = request.headers.get(b"last-event-id", b"")
+        if not event.is_final:
+            address = voters.address_voter(request.address)
+            return 200, [*following.HEADERS], self._following.admit(subject, event, last_id, address)
+        if event.id == last_id:
+            return 204, [(b"cache-control", b"no-store")], b""
+        return 200, [*following.HEADERS], event.message["body"]
+
+    async def _read_followed(self, subject: Subject) -> tuple[bytes, bytes]:
+        """Return ETag and body of a poll's results; raises Refusal when they are not shown to everybody, or to everybody who has voted."""
+        poll_id, has_voted = subject
+        poll = await self._desk.find_poll(poll_id)
+        if not results.are_public(poll.results_visibility, poll.closes_at, microseconds_now(), has_voted=has_voted):
+            label = ResultsVisibility(poll.results_visibility).label
+            raise problems.RESULTS_HIDDEN.says(f"They are for {label}. Whoever may read them before others asks for them without /stream.")
+        known = await accepting.or_unavailable(self._results.get(poll_id))
+        if known is None:
+            raise accepting.unknown_poll()
+        return known
 
     async def _show_receipt(self, receipt: str, request: Request) -> Answer:
         """`GET /api/v1/votes/{receipt}`: what became of a vote, never what was chosen."""
@@ -370,9 +407,12 @@ def _show_item(index: int, vote: AcceptedVote | Refusal) -> dict[str, Any] | Acc
 
 def _shows_results(poll: PollSnapshot, request: Request) -> bool:
     """Return whether whoever asks may read the results, without signing in."""
+    return results.are_public(poll.results_visibility, poll.closes_at, microseconds_now(), has_voted=_has_voted(poll, request))
+
+
+def _has_voted(poll: PollSnapshot, request: Request) -> bool:
     receipt = receipts.read(request.text(b"vote-receipt")) if b"vote-receipt" in request.headers else None
-    has_voted = receipt is not None and receipt.poll_id == poll.id
-    return results.are_public(poll.results_visibility, poll.closes_at, microseconds_now(), has_voted=has_voted)
+    return receipt is not None and receipt.poll_id == poll.id
 
 
 def _matches(if_none_match: bytes, etag: bytes) -> bool:

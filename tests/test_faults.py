@@ -27,6 +27,7 @@ from stack.load import Cast, cast_all, post
 from stack.stack import Stack
 from stack.up import manage, seed_demo
 from tests.conftest import wait_until
+from tests.test_following import followed
 
 PROGRAMS = ("web", "worker", "periodic", "beat")
 
@@ -235,6 +236,25 @@ def test_without_broker_and_database_a_vote_is_refused_in_time_and_accepted_with
     cast_all(scene.port, again, connections=8, seconds=5)
     assert {cast.status for cast in again} == {202}
     wait_until(lambda: votes_in(scene, poll) == 9, seconds=30)
+
+
+def test_who_follows_keeps_the_stream_while_the_database_is_away_and_then_learns_what_changed(scene: Scene):
+    poll = scene.make_poll()
+    cast_all(scene.port, [scene.cast(poll, "warm", 0, "warm")])
+    wait_until(lambda: votes_in(scene, poll) == 1)
+    with followed(scene.port, f"{poll['links']['results']}/stream") as stream:
+        assert stream.next_results()["total_votes"] == 1
+        servers = processes_of(scene.stack, "postgres")
+        for process in servers:
+            process.suspend()
+        try:
+            cast_all(scene.port, [scene.cast(poll, "alice", 0, "alice")], seconds=20)
+            time.sleep(3)  # longer than a web process waits for any query
+        finally:
+            for process in servers:
+                process.resume()
+
+        assert stream.next_results()["total_votes"] == 2
 
 
 def processes_of(stack: Stack, name: str) -> list[psutil.Process]:

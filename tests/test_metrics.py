@@ -21,6 +21,7 @@ from polls.models import OutboxBundle
 from stack.product import programs
 from tasks import queues
 from tests.conftest import Api, answers, bundle_of, free_port, queues_of_their_own, vote_of, wait_until, web, worker
+from tests.test_following import followed
 
 
 @dataclass
@@ -143,6 +144,20 @@ def test_caches_tell_hits_and_misses(processes, poll):
         return processes.web.value("cache_hits_total", cache="polls") > hits
 
     wait_until(told)
+
+
+def test_followers_are_told_while_they_follow_and_what_is_sent_to_them(processes, poll):
+    sent = processes.web.value("events_sent_total")
+    path = f"/api/v1/polls/{poll.pk}/results/stream"
+
+    with followed(processes.api.port, path) as one, followed(processes.api.port, path) as other:
+        assert (one.next_results()["total_votes"], other.next_results()["total_votes"]) == (0, 0)
+        assert processes.web.value("followers") == 2
+        processes.api.cast(poll, "alice")
+        assert (one.next_results()["total_votes"], other.next_results()["total_votes"]) == (1, 1)
+
+    assert processes.web.value("events_sent_total") == sent + 4
+    wait_until(lambda: processes.web.value("followers") == 0)
 
 
 def test_nothing_told_names_a_poll_a_voter_or_an_address(processes, poll):

@@ -14,7 +14,7 @@ import yaml
 from django.core.management import CommandError, call_command
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from polls import accepting, ballots, intake, problems, throttling
+from polls import accepting, ballots, following, intake, problems, throttling
 from polls.api import postman, urls
 from polls.management.commands import write_api_docs
 from tests.conftest import Api
@@ -25,6 +25,7 @@ HOT = {
     "/api/v1/polls/{poll_id}/votes/batch": "_cast_batch",
     "/api/v1/polls/{poll_id}/votes/withdraw": "_withdraw",
     "/api/v1/polls/{poll_id}/results": "_show_results",
+    "/api/v1/polls/{poll_id}/results/stream": "_follow_results",
     "/api/v1/votes/{receipt}": "_show_receipt",
     "/api/v1/votes/status": "_show_statuses",
     "/api/v1/voters": "_make_voter",
@@ -99,7 +100,7 @@ def test_every_operation_says_who_may(schema):
 def what_intake_raises(door):
     """The slugs of the problems that the source raises on the way of a request through this door, by the names of what it calls."""
     functions = defaultdict(list)
-    for module in (throttling, ballots, accepting, intake):
+    for module in (throttling, ballots, accepting, following, intake):
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 functions[node.name].append(node)

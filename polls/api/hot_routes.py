@@ -442,3 +442,36 @@ PATHS[RESULTS_PATH] = {
         security=_ANYBODY,
     )
 }
+PATHS["/api/v1/polls/{poll_id}/results/stream"] = {
+    "get": _operation(
+        "results_follow",
+        "results",
+        "Follow a poll's results",
+        "Server-Sent Events, for a browser's `EventSource`: the results now, and again whenever they change, up to four times a second. "
+        "Each event is named `results`, its `data` is what `GET …/results` answers, its `id` tells the state: whoever sends it back as "
+        "`Last-Event-ID` gets nothing before the next change. A slow reader misses states in between, never the newest. A stream ends by "
+        "itself after 5 to 10 minutes and with the final results; clients come back, and are told by 204 to stay away once they have "
+        "those. Only what may be read without signing in is streamed.",
+        {
+            "200": {
+                "description": "A stream that stays open.",
+                "content": {
+                    "text/event-stream": {
+                        "schema": {"type": "string"},
+                        "example": 'retry: 2718\n\nevent: results\nid: 3f2a9c\ndata: {"poll": "…", "total_votes": 2, "options": ["…"]}\n\n',
+                    }
+                },
+            },
+            "204": {"description": "You have the final results already."},
+        },
+        problems.RESULTS_HIDDEN,
+        problems.INVALID,
+        problems.UNKNOWN_POLL,
+        parameters=[
+            _POLL_ID,
+            _header("Last-Event-ID", "The `id` of the results that you have.", {"type": "string"}),
+            _header("Vote-Receipt", "Where results_visibility is `after_vote`: the receipt of a vote in this poll.", {"type": "string"}),
+        ],
+        security=[{}],
+    )
+}
