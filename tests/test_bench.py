@@ -1,0 +1,156 @@
+"""The benchmark's own instruments: what the load generator reads, and when it sends."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import httptools
+import pytest
+
+from stack.load import Cast, cast_all, get, post, read_answer
+
+ACCEPTED = b'HTTP/1.1 202 Accepted\r\ncontent-type: application/json\r\ncontent-length: 13\r\n\r\n{"id": "one"}'
+CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nsoup\r\n6\r\n salad\r\n0\r\n\r\n"
+ANSWERS = {
+    "as uvicorn writes it": (ACCEPTED, (202, b'{"id": "one"}', True)),
+    "as gunicorn writes it": (
+        b"HTTP/1.1 202 Accepted\r\nServer: gunicorn\r\nConnection: keep-alive\r\nContent-Length: 2\r\nVary: Accept\r\n\r\n{}",
+        (202, b"{}", True),
+    ),
+    "a length written as nobody else does": (b"HTTP/1.1 200 OK\r\nCONTENT-LENGTH:4\r\n\r\nsoup", (200, b"soup", True)),
+    "a length that is another header's": (b"HTTP/1.1 200 OK\r\nx-content-length: 9\r\ncontent-length: 4\r\n\r\nsoup", (200, b"soup", True)),
+    "an empty body": (b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n", (503, b"", True)),
+    "a body that holds what ends a head": (b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\n\r\n\r\n\r\n\r\n", (200, b"\r\n" * 4, True)),
+    "no body by its status": (b"HTTP/1.1 204 No Content\r\n\r\n", (204, b"", True)),
+    "no body, and the length of the one not sent": (b"HTTP/1.1 304 Not Modified\r\ncontent-length: 500\r\n\r\n", (304, b"", True)),
+    "in chunks": (CHUNKED, (200, b"soup salad", True)),
+    "after a 100": (b"HTTP/1.1 100 Continue\r\n\r\n" + ACCEPTED, (202, b'{"id": "one"}', True)),
+    "the last one of its connection": (b"HTTP/1.1 200 OK\r\nConnection: close\r\ncontent-length: 4\r\n\r\nsoup", (200, b"soup", False)),
+    "the last one in chunks": (CHUNKED.replace(b"OK", b"OK\r\nconnection: close"), (200, b"soup salad", False)),
+    "of an old server": (b"HTTP/1.0 200 OK\r\ncontent-length: 4\r\n\r\nsoup", (200, b"soup", False)),
+}
+
+
+@pytest.mark.parametrize(("data", "answer"), ANSWERS.values(), ids=ANSWERS)
+def test_an_answer_is_read_when_its_last_byte_has_come_and_not_before(data: bytes, answer):
+    assert {read_answer(data[:size]) for size in range(len(data))} == {None}
+    assert read_answer(data) == answer
+
+
+@pytest.mark.parametrize("data", [ACCEPTED, CHUNKED])
+def test_a_connection_that_says_more_than_it_was_asked_is_not_used_again(data: bytes):
+    status, body, stays = read_answer(data)
+
+    assert stays
+    assert read_answer(data + data) == (status, body, False)
+    assert read_answer(data + b"nonsense") == (status, body, False)
+
+
+def test_what_is_no_http_is_no_answer():
+    with pytest.raises(httptools.HttpParserError):
+        read_answer(b"SSH-2.0-OpenSSH\r\n\r\n")
+
+
+@contextmanager
+def server(answer: Callable[[int], bytes | None], *, byte_by_byte: bool = False) -> Iterator[int]:
+    """Answer the n-th request, whoever sends it; None: hang up. Yields the port."""
+    listening = socket.create_server(("127.0.0.1", 0), backlog=100)
+    numbers = itertools.count()
+
+    def serve(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while connection.recv(65536):
+                data = answer(next(numbers))
+                if data is None:
+                    return
+                for start in range(len(data)) if byte_by_byte else [0]:
+                    connection.sendall(data[start : start + 1] if byte_by_byte else data)
+                if b": close\r" in data:
+                    return
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=[listening.accept()[0]], daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield listening.getsockname()[1]
+    finally:
+        listening.shutdown(socket.SHUT_RDWR)
+        listening.close()
+
+
+def casts(number: int) -> list[Cast]:
+    return [Cast(post("/votes", {"voter": f"{n}"}, {})) for n in range(number)]
+
+
+def test_every_vote_gets_an_answer_that_comes_in_pieces():
+    wanted = casts(20)
+
+    with server(lambda _: ACCEPTED, byte_by_byte=True) as port:
+        cast_all(port, wanted, connections=4, seconds=10)
+
+    assert {(cast.status, cast.body) for cast in wanted} == {(202, b'{"id": "one"}')}
+    assert all(0 < cast.seconds < 5 and not cast.unknown for cast in wanted)
+
+
+def test_a_server_that_closes_after_each_answer_gets_each_vote_once():
+    wanted, asked = casts(50), []
+    last = ACCEPTED.replace(b"Accepted\r\n", b"Accepted\r\nconnection: close\r\n")
+
+    with server(lambda n: asked.append(n) or last) as port:
+        cast_all(port, wanted, connections=4, seconds=10)
+
+    assert {cast.status for cast in wanted} == {202}
+    assert len(asked) == 50
+    assert not any(cast.unknown for cast in wanted)
+
+
+def test_what_got_no_definite_answer_is_cast_again():
+    wanted, answered = casts(40), []
+    refused = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n"
+
+    with server(lambda n: refused if n % 5 == 1 else None if n % 5 == 3 else ACCEPTED) as port:
+        cast_all(port, iter(wanted), connections=4, seconds=10, on_answer=answered.append)
+
+    assert {cast.status for cast in wanted} == {202}
+    assert sorted(map(id, answered)) == sorted(map(id, wanted))
+    assert {status for cast in wanted for status, _ in cast.unknown} == {0, 503}
+
+
+def test_a_server_that_is_not_there_is_waited_for_and_nothing_to_cast_needs_none():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+    cast_all(port, [], seconds=1)
+    with pytest.raises(TimeoutError):
+        cast_all(port, casts(1), connections=2, seconds=0.2)
+
+
+def test_at_a_rate_votes_are_sent_when_they_are_due_and_wait_for_a_free_connection():
+    """Of a server that takes 20 ms, one connection gets 50 a second: of 100 a second each waits 10 ms longer than the last."""
+    wanted = casts(20)
+
+    def slowly(_: int) -> bytes:
+        time.sleep(0.02)
+        return ACCEPTED
+
+    with server(slowly) as port:
+        cast_all(port, wanted, connections=1, seconds=10, per_second=100)
+        waited = [cast.seconds for cast in wanted]
+        cast_all(port, wanted, connections=8, seconds=10, per_second=100)
+
+    assert [late.due_at - early.due_at for early, late in itertools.pairwise(wanted)] == pytest.approx([0.01] * 19)
+    assert 0.2 <= waited[-1] < 2
+    assert max(cast.seconds for cast in wanted) < waited[-1]
+
+
+def test_a_get_has_no_body():
+    assert get("/results", {"accept": "*/*"}) == b"GET /results HTTP/1.1\r\nhost: localhost\r\naccept: */*\r\n\r\n"
