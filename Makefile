@@ -43,7 +43,7 @@ api-docs: .venv/.runtime  ## write docs/openapi.yaml and docs/postman.json anew
 fuzz: .venv/.dev  ## let schemathesis look for answers that the schema does not know (ARGS=...)
 	@.venv/bin/python -m stack run -- python -m tests.fuzz $(ARGS)
 
-bench: .venv/.runtime  ## measure the pipeline on this machine (ARGS=...)
+bench: .venv/.dev  ## measure the pipeline beside its peers and limits, in ten minutes (ARGS=...)
 	@.venv/bin/python -m bench $(ARGS)
 
 bench-review: .venv/.runtime  ## measure rulings and rules in a table of ten million votes (ARGS=...)

@@ -1,98 +1,170 @@
-"""`make bench`: contestants in turn on one private stack, several rounds; medians, ranges and ratios."""
+"""`make bench`: contestants and limits in turn on one private stack, several rounds; medians, ranges, ratios and their bars."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import os
+import platform
+import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import fields
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from bench.contestants import Database, Round, measure_batches, measure_bulk_insert, measure_product, measure_task_per_vote
+from bench import figures, limits
+from bench.contestants import (
+    CELERY,
+    GUNICORN,
+    PEERS,
+    Bench,
+    Database,
+    measure_batches,
+    measure_peer,
+    measure_product_reads,
+    measure_single,
+)
+from bench.figures import Values
+from bench.followers import measure_stream
+from bench.limits import Recorded
+from core.__main__ import command
+from stack import rabbitmq
 from stack.folder import ROOT
 from stack.stack import Stack
 from stack.up import manage, seed_demo
 
-# What the product is compared with, and what of it is compared: {ratio: (ours, theirs)}.
-RATIOS = {
-    "one vote a request : one task per vote": ("product_single", "task_per_vote"),
-    "session : ip": ("policy_session", "policy_ip"),
-    "account : ip": ("policy_account", "policy_ip"),
-    "code : ip": ("policy_code", "policy_ip"),
-    "batches of 1,000 : bare bulk INSERT": ("product_batch", "bulk_insert"),
-}
+TARGET = ROOT / ".local" / "bench.json"
 
 
 def prepare(stack: Stack) -> dict[str, str]:
-    """Set up both contestants' tables and queues; return the product's users and keys."""
+    """Set up all contestants' tables and queues; return the product's users and keys."""
     manage(stack, "setup")
-    env = {**stack.env, "DJANGO_SETTINGS_MODULE": "bench.task_per_vote.settings"}
+    env = {**stack.env, "DJANGO_SETTINGS_MODULE": "bench.peers.settings"}
     subprocess.run([sys.executable, "-m", "django", "migrate", "--run-syncdb", "-v", "0"], cwd=ROOT, env=env, check=True)
     return seed_demo(stack)
 
 
-def report(rounds: dict[str, list[Round]]) -> None:
-    """Print medians with their range and the ratios, and write `.local/bench.json`."""
-    names = [field.name for field in fields(Round)]
-    contestants = {}
-    for contestant, done in rounds.items():
-        contestants[contestant] = {name: statistics.median(getattr(round_, name) for round_ in done) for name in names}
-        print(f"\n{contestant}")
-        for name in names:
-            values = sorted(getattr(round_, name) for round_ in done)
-            print(f"  {name:<16}{contestants[contestant][name]:>10,.1f}   ({values[0]:,.1f} to {values[-1]:,.1f})")
-    print("\nend to end, all counted:")
-    medians = {}
-    for ratio, (ours, theirs) in RATIOS.items():
-        if ours in rounds and theirs in rounds:
-            values = sorted(one.counted_per_s / other.counted_per_s for one, other in zip(rounds[ours], rounds[theirs], strict=True))
-            medians[f"{ours}/{theirs}"] = statistics.median(values)
-            print(f"  {ratio:<42}{statistics.median(values):>6.2f}   ({values[0]:.2f} to {values[-1]:.2f})")
-    target = ROOT / ".local" / "bench.json"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps({"contestants": contestants, "ratios": medians}, indent=1) + "\n")
+def measurements(bench: Bench, recorded: Recorded) -> dict[str, Callable[[], Values]]:
+    """{name: what measures it}, in the order of a round: whoever is compared with another is measured close to it."""
+    peers = {peer.name: partial(measure_peer, bench, peer) for peer in PEERS}
+    return {
+        "noop": partial(limits.measure_noop, bench, recorded),
+        "product_reads": partial(measure_product_reads, bench),
+        "product_single": partial(measure_single, bench, "product_single", half_rate=True),
+        "product_single_64": partial(measure_single, bench, "product_single_64", connections=64),
+        "stream": partial(measure_stream, bench),
+        "product_batch": partial(measure_batches, bench),
+        "bulk_insert": partial(limits.measure_bulk_insert, bench),
+        **peers,
+        "confirmed_publish": partial(limits.measure_publish, bench, recorded),
+        "single_commits": partial(limits.measure_commits, bench),
+        "generator": partial(limits.measure_generator, bench, recorded),
+    }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--votes", type=int, default=30_000, help="of a contestant in a round; one task per vote gets a tenth, batches the triple"
-    )
-    parser.add_argument("--only", help="contestants, parted by commas")
-    arguments = parser.parse_args()
-    votes = arguments.votes
+def policies(bench: Bench) -> dict[str, Callable[[], Values]]:
+    """Only when they are asked for: what telling voters apart costs."""
+    return {f"policy_{policy}": partial(measure_single, bench, f"policy_{policy}", policy=policy) for policy in POLICIES}
+
+
+POLICIES = ("ip", "session", "account", "code")
+
+
+def about(bench: Bench, given: argparse.Namespace) -> dict[str, Any]:
+    """What the figures depend on."""
+    with rabbitmq.connect(bench.stack.broker_url, 5) as connection:
+        broker = connection.server_properties["version"]
+    return {
+        "python": platform.python_version(),
+        "postgresql": bench.database.rows("SHOW server_version")[0][0].split()[0],
+        "rabbitmq": broker.decode() if isinstance(broker, bytes) else broker,
+        "cores": len(os.sched_getaffinity(0)),
+        "rounds": given.rounds,
+        "votes": given.votes,
+        "load_average": list(os.getloadavg()),
+        "single_commits_by": f"{'pgbench' if limits.find_pgbench(bench) else 'threads'}, {limits.COMMIT_CONNECTIONS} connections",
+        "commands": {
+            "bench": "make bench",
+            "web": f"python -m {' '.join(command('web') or [])}",
+            "worker": f"python -m {' '.join(command('worker') or [])}",
+            "peers": f"python -m {GUNICORN} bench.peers.app:application",
+            "peers' worker": f"python -m {CELERY}",
+        },
+    }
+
+
+def report(summary: dict[str, Any]) -> None:
+    """Print medians with their range, then the ratios beside what is wanted."""
+    for section, title in (("contestants", ""), ("limits", "limits"), ("reads", "reads"), ("stream", "stream"), ("half_rate", "half rate")):
+        found = summary.get(section, {})
+        for name, values in found.items() if section == "contestants" else [(title, found)]:
+            if values:
+                print(f"\n{name}")
+                print_values(values)
+    print("\nround by round:")
+    for claim in summary["claims"].values():
+        print(f"  {figures.in_words(claim)}")
+
+
+def print_values(values: dict[str, Any]) -> None:
+    for name, (least, most) in values["range"].items():
+        spread = f"   ({figures.shown(least)} to {figures.shown(most)})" if least != most else ""
+        print(f"  {name:<28}{figures.shown(values[name]):>12}{spread}")
+
+
+def run(given: argparse.Namespace) -> dict[str, Any]:
+    """Measure everything that is wanted; return what bench.json says."""
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "core.settings")  # for core's own command lines
+    # For followers: the private stack inherits it.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with tempfile.TemporaryDirectory() as folder, ExitStack() as ending:
         stack = Stack(Path(folder))
         # Every voter has an address of their own; without limits, for one client is the whole crowd.
         stack.env.update(TRUSTED_PROXIES="1", CLIENT_VOTES_PER_MINUTE="0")
         ending.callback(stack.destroy)
         ending.enter_context(stack)
-        dev = prepare(stack)
-        database = Database(stack.database_url)
-        contestants: dict[str, Callable[[], Round]] = {
-            "product_single": lambda: measure_product(stack, database, dev, votes),
-            "task_per_vote": lambda: measure_task_per_vote(stack, database, votes // 10),
-            "policy_ip": lambda: measure_product(stack, database, dev, votes, "ip"),
-            "policy_session": lambda: measure_product(stack, database, dev, votes, "session"),
-            "policy_account": lambda: measure_product(stack, database, dev, votes, "account"),
-            "policy_code": lambda: measure_product(stack, database, dev, votes, "code"),
-            "product_batch": lambda: measure_batches(stack, database, dev, 3 * votes),
-            "bulk_insert": lambda: measure_bulk_insert(stack, database, dev, 3 * votes),
-        }
-        chosen = arguments.only.split(",") if arguments.only else list(contestants)
-        rounds: dict[str, list[Round]] = {name: [] for name in chosen}
-        for name in tqdm([name for _ in range(arguments.rounds) for name in chosen], unit=" measured"):
-            rounds[name].append(contestants[name]())
-    report(rounds)
+        bench = Bench(stack, Database(stack.database_url), prepare(stack), given.votes)
+        recorded = Recorded(bench)
+        known = measurements(bench, recorded)
+        chosen = given.only.split(",") if given.only else list(known)
+        known |= policies(bench)
+        rounds: list[Values] = [{} for _ in range(given.rounds)]
+        with tqdm(total=given.rounds * len(chosen), unit=" measured") as bar:
+            for values in rounds:
+                for name in chosen:
+                    bar.set_description(name)
+                    values |= known[name]()
+                    bar.update()
+        return {"about": about(bench, given)} | figures.summed_up(rounds) | {"rounds": rounds, "series": bench.series}
+
+
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--votes", type=int, default=30_000, help="of a contestant in a round; the peers get a tenth or a seventh of it, batches the triple"
+    )
+    parser.add_argument("--only", help="what to measure, parted by commas; also " + ", ".join(f"policy_{policy}" for policy in POLICIES))
+    parser.add_argument("--strict", action="store_true", help="exit with 1 when something that is wanted was missed")
+    return parser.parse_args(given)
+
+
+def main() -> int:
+    given = arguments()
+    summary = run(given)
+    report(summary)
+    TARGET.parent.mkdir(exist_ok=True)
+    TARGET.write_text(json.dumps(summary, indent=1) + "\n")
+    missed = [claim for claim in summary["claims"].values() if not claim["met"]]
+    return 1 if given.strict and missed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -24,6 +24,7 @@ from pamqp.commands import Basic
 from tqdm import tqdm
 
 from bench.contestants import BATCH, Database, address, measure
+from bench.processes import processor_seconds
 from stack import rabbitmq
 from stack.demo import make_poll
 from stack.folder import ROOT
@@ -33,7 +34,6 @@ from stack.up import manage, seed_demo
 
 PARTS = ("web", "worker", "rabbitmq", "postgres")
 QUEUES = ("votes.even", "votes.odd")
-_TICKS = os.sysconf("SC_CLK_TCK")
 # How long bundles are published to a queue that nobody consumes (seconds), and how many at once.
 QUEUE_SECONDS, QUEUE_AT_ONCE = 5, 32
 
@@ -57,24 +57,6 @@ class Cost:
     postgres_us: float
     wal_bytes: float
     counted_per_s: float
-
-
-def processor_seconds(pid: int) -> float:
-    """Return what the process and all below it have used so far; of those that have ended, what their parents know."""
-    children: dict[int, list[int]] = {}
-    used: dict[int, int] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended
-            continue
-        of = int(path.parent.name)
-        children.setdefault(int(fields[1]), []).append(of)
-        used[of] = sum(int(ticks) for ticks in fields[11:15])
-    family = [pid]
-    for member in family:
-        family += children.get(member, [])
-    return sum(used.get(member, 0) for member in family) / _TICKS
 
 
 def measure_cost(stack: Stack, database: Database, dev: dict[str, str], votes: int, *, each: int, connections: int) -> Cost:
@@ -103,11 +85,11 @@ def measure_cost(stack: Stack, database: Database, dev: dict[str, str], votes: i
         time.sleep(0.05)
     ready = list(casts(votes))
     before, wal, bundles = looked(), _wal(database), _bundles(database, poll["id"])
-    done = measure(port, ready, lambda: database.tallied(poll["id"]) - warm, None, votes=votes, connections=connections)
+    done = measure(port, ready, lambda: database.tallied(poll["id"]) - warm, votes=votes, connections=connections)
     web, worker, broker, postgres = ((now - then) * 1e6 / votes for now, then in zip(looked(), before, strict=True))
     written = (_wal(database) - wal) / votes
     each_bundle = votes / (_bundles(database, poll["id"]) - bundles)
-    return Cost(each_bundle, web, worker, broker, postgres, written, done.counted_per_s)
+    return Cost(each_bundle, web, worker, broker, postgres, written, done["counted_per_s"])
 
 
 def _wal(database: Database) -> float:

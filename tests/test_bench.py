@@ -1,9 +1,13 @@
-"""The benchmark's own instruments: what the load generator reads, and when it sends."""
+"""The benchmark's own instruments: what the load generator reads and when it sends, and what is reckoned from that."""
 
 from __future__ import annotations
 
 import itertools
+import os
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +16,12 @@ from contextlib import contextmanager, suppress
 import httptools
 import pytest
 
+from bench import figures, followers, limits, processes
+from bench.figures import Claim
+from bench.limits import Confirms
+from stack.folder import ROOT
 from stack.load import Cast, cast_all, get, post, read_answer
+from tests.conftest import wait_until
 
 ACCEPTED = b'HTTP/1.1 202 Accepted\r\ncontent-type: application/json\r\ncontent-length: 13\r\n\r\n{"id": "one"}'
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nsoup\r\n6\r\n salad\r\n0\r\n\r\n"
@@ -154,3 +163,94 @@ def test_at_a_rate_votes_are_sent_when_they_are_due_and_wait_for_a_free_connecti
 
 def test_a_get_has_no_body():
     assert get("/results", {"accept": "*/*"}) == b"GET /results HTTP/1.1\r\nhost: localhost\r\naccept: */*\r\n\r\n"
+
+
+# --- Arithmetic -------------------------------------------------------------------------------------------------------
+
+OURS, THEIRS = "contestants.ours.counted_per_s", "contestants.theirs.counted_per_s"
+
+
+def test_a_ratio_is_that_of_each_round_and_not_of_the_medians():
+    """The machine was slow in the second round, for both."""
+    rounds = [{OURS: 1000.0, THEIRS: 100.0}, {OURS: 100.0, THEIRS: 20.0}, {OURS: 900.0, THEIRS: 60.0}]
+
+    found = figures.judged(rounds, [Claim("ours : theirs", OURS, THEIRS, wanted=10)])
+
+    assert found["ours/theirs"] == {
+        "words": "ours : theirs",
+        "value": 10,
+        "range": [5, 15],
+        "wanted": 10,
+        "at_most": False,
+        "met": True,
+    }
+
+
+def test_a_round_without_one_of_the_two_says_nothing_of_their_ratio():
+    rounds = [{OURS: 900.0, THEIRS: 90.0}, {OURS: 100.0}, {THEIRS: 50.0}]
+
+    assert Claim("", OURS, THEIRS).of(rounds) == [10]
+    assert figures.judged([{OURS: 1.0}], [Claim("", OURS, THEIRS)]) == {}
+
+
+@pytest.mark.parametrize(("value", "at_most", "met"), [(9.99, False, False), (10, False, True), (10, True, True), (10.01, True, False)])
+def test_a_bar_is_met_when_it_is_reached(value: float, at_most: bool, met: bool):
+    claim = figures.judged([{OURS: value}], [Claim("ours", OURS, wanted=10, at_most=at_most)])["ours"]
+
+    assert claim["met"] is met
+    assert ("MISSED" in figures.in_words(claim)) is not met
+    assert "wanted at most 10" in figures.in_words(claim) or not at_most
+
+
+def test_medians_stand_beside_their_range_as_deep_as_their_sections_are():
+    summary = figures.summed_up([{OURS: 3.0, "limits.noop_http_per_s": 7.0}, {OURS: 1.0}, {OURS: 2.0}])
+
+    assert summary["contestants"] == {"ours": {"counted_per_s": 2, "range": {"counted_per_s": [1, 3]}}}
+    assert summary["limits"] == {"noop_http_per_s": 7, "range": {"noop_http_per_s": [7, 7]}}
+    assert summary["ratios"] == {"range": {}}
+
+
+def test_every_claim_has_a_name_of_its_own():
+    assert len({claim.name for claim in figures.CLAIMS}) == len(figures.CLAIMS)
+
+
+@pytest.mark.parametrize(("share", "value"), [(0, 1), (0.5, 3), (0.99, 5), (1, 5)])
+def test_a_percentile_is_one_of_the_values(share: float, value: float):
+    assert figures.percentile([1, 2, 3, 4, 5], share) == value
+    assert figures.percentile([], share) == 0
+
+
+def test_confirms_are_counted_once_each_alone_or_together():
+    confirms = Confirms()
+    numbers = []
+    for tag, multiple in [(1, False), (3, False), (4, False), (5, True), (9, False), (8, True), (12, True)]:
+        confirms.ack(tag, multiple)
+        numbers.append(confirms.number)
+
+    assert numbers == [1, 2, 3, 5, 6, 9, 12]
+
+
+def test_the_bare_insert_is_countings_own():
+    """Else its rate would be the limit of something else."""
+    counting = " ".join((ROOT / "polls" / "counting.py").read_text().split())
+
+    for statement in (limits.BULK_INSERT, limits.BULK_TALLY):
+        own = counting.replace("{_COLUMN_TYPES}", re.search(r'_COLUMN_TYPES = "(.*?)"', counting)[1])
+        assert " ".join(statement.split()) in own
+
+
+def test_a_follower_waits_for_each_change_until_the_first_event_that_has_it():
+    """Votes are counted at 10.0, 10.1 and 10.2; one follower is told of two at 10.15 and of all at 10.5, another goes before the end."""
+    counted_at = [10.0, 10.1, 10.2]
+
+    waited = followers.delays(counted_at, [[(9.0, 0), (10.15, 2), (10.5, 3)], [(10.01, 1)]])
+
+    assert waited == pytest.approx([0.15, 0.05, 0.3, 0.01])
+
+
+def test_the_largest_process_is_found_among_children():
+    with subprocess.Popen([sys.executable, "-c", "x = b'x' * 50_000_000; input()"], stdin=subprocess.PIPE) as child:
+        wait_until(lambda: processes.largest_rss_mb([child.pid]) > 50, seconds=5)
+        assert processes.largest_rss_mb([os.getpid()]) >= processes.largest_rss_mb([child.pid])
+        child.communicate(b"\n")
+    assert processes.largest_rss_mb([child.pid]) == 0

@@ -1,10 +1,10 @@
-"""Its task: one vote, one transaction."""
+"""The task of one of them: one vote, one transaction."""
 
 from celery import shared_task
 from django.db import IntegrityError, transaction
 from django.db.models import F
 
-from bench.task_per_vote.models import Ballot, Choice
+from bench.peers.models import Ballot, Choice
 
 
 @shared_task(name="task_per_vote.count_vote")

@@ -1,13 +1,13 @@
-"""Its Celery app and its WSGI application."""
+"""Their Celery app and their WSGI application."""
 
 import os
 
 from celery import Celery
 from django.core.wsgi import get_wsgi_application
 
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "bench.task_per_vote.settings")
-app = Celery("task_per_vote")
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "bench.peers.settings")
+app = Celery("peers")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.set_default()
-app.autodiscover_tasks(["bench.task_per_vote"])
+app.autodiscover_tasks(["bench.peers"])
 application = get_wsgi_application()
