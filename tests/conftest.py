@@ -5,6 +5,8 @@ Tests write to a real database without rolling back, as the processes they talk 
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import http.client
 import itertools
 import json
@@ -14,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,6 +52,15 @@ PASSWORD = "correct horse battery staple"
 WEB_ROLE, WORKER_ROLE, ROLE_PASSWORD = f"test_web_{os.getpid()}", f"test_worker_{os.getpid()}", uuid4().hex
 
 
+def quick_verifier(password: str) -> str:
+    """What PostgreSQL keeps of a password, hashed in a round and not in 4096: web processes log in at every request, 5 ms faster."""
+    salt = os.urandom(16)
+    key = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, 1)
+    stored = hashlib.sha256(hmac.digest(key, b"Client Key", "sha256")).digest()
+    kept = [b64encode(part).decode() for part in (salt, stored, hmac.digest(key, b"Server Key", "sha256"))]
+    return "SCRAM-SHA-256$1:{}${}:{}".format(*kept)  # RFC 5803
+
+
 @contextmanager
 def database() -> Iterator[None]:
     """A database of this run's own, so that two runs can share a server; with the roles of its processes."""
@@ -59,7 +71,7 @@ def database() -> Iterator[None]:
     connection.close()  # in force from the next one on
     with connection.cursor() as cursor:
         for role in (WEB_ROLE, WORKER_ROLE):
-            cursor.execute(f"DROP ROLE IF EXISTS {role}; CREATE ROLE {role} LOGIN PASSWORD '{ROLE_PASSWORD}'")
+            cursor.execute(f"DROP ROLE IF EXISTS {role}; CREATE ROLE {role} LOGIN PASSWORD '{quick_verifier(ROLE_PASSWORD)}'")
     networks.current_secret(at=now())
     privileges.grant(WEB_ROLE, WORKER_ROLE)
     yield
