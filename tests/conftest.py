@@ -48,8 +48,20 @@ ROOT = Path(__file__).parent.parent
 # All tests come from one address (test_throttling.py sets limits of its own), and sign in once.
 PROCESS_SETTINGS = {"ADDRESS_REQUESTS_PER_MINUTE": "0", "ATTEMPTS_PER_MINUTE": "0", "ACCESS_TOKEN_MINUTES": "600"}
 PASSWORD = "correct horse battery staple"
+# The longest files, in about the order of their lengths; those that mostly wait stand between those that compute. They begin first:
+# one that began last would go on alone when all others have ended.
+LONGEST = (
+    *("test_faults.py", "test_security_house.py", "test_tour.py", "test_abuse.py", "test_backup.py", "test_health.py", "test_graphql.py"),
+    *("test_rights.py", "test_stack.py", "test_closing.py", "test_pipeline.py", "test_import.py", "test_throttling.py", "test_settings.py"),
+    *("test_schema.py", "test_review.py", "test_counting.py", "test_desk.py", "test_fraud.py", "test_accounts.py", "test_admin.py"),
+)
 # Web processes and workers log in with no more rights than `manage.py setup` gives them, in every test.
 WEB_ROLE, WORKER_ROLE, ROLE_PASSWORD = f"test_web_{os.getpid()}", f"test_worker_{os.getpid()}", uuid4().hex
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 def quick_verifier(password: str) -> str:
