@@ -22,6 +22,8 @@ reset: .venv/.runtime  ## stop everything and forget data, secrets and logs
 demo: .venv/.runtime  ## cast votes while `make up` runs, and watch them being counted
 	@.venv/bin/python -m stack.demo $(ARGS)
 
+# Where it is set, each of the hundreds of processes that the tests start would compile the product anew.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: .venv/.dev  ## run the tests (ARGS="-k closing")
 	@.venv/bin/python -m stack run -- python -m pytest $(ARGS)
 

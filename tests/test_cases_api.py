@@ -465,19 +465,19 @@ def test_a_block_that_has_ended_is_not_listed(operator):
         ({"hours": 1, **WHY}, "/network"),
         ({"network": "soup", "hours": 1, **WHY}, "/network"),
         ({"network": "203.0.0.0/15", "hours": 1, **WHY}, "/network"),
-        ({"network": "198.18.113.7", "hours": 1}, "/reason"),
-        ({"network": "198.18.113.7", **WHY}, None),
-        ({"network": "198.18.113.7", "hours": 1, "until": iso(now() + timedelta(days=1)), **WHY}, None),
-        ({"network": "198.18.113.7", "hours": 0, **WHY}, "/hours"),
-        ({"network": "198.18.113.7", "hours": 8785, **WHY}, "/hours"),
-        ({"network": "198.18.113.7", "hours": 1.5, **WHY}, "/hours"),
-        ({"network": "198.18.113.7", "until": iso(now()), **WHY}, "/until"),
-        ({"network": "198.18.113.7", "until": iso(now() + timedelta(days=367)), **WHY}, "/until"),
+        ({"network": "198.18.113.70", "hours": 1}, "/reason"),
+        ({"network": "198.18.113.70", **WHY}, None),
+        ({"network": "198.18.113.70", "hours": 1, "until": iso(now() + timedelta(days=1)), **WHY}, None),
+        ({"network": "198.18.113.70", "hours": 0, **WHY}, "/hours"),
+        ({"network": "198.18.113.70", "hours": 8785, **WHY}, "/hours"),
+        ({"network": "198.18.113.70", "hours": 1.5, **WHY}, "/hours"),
+        ({"network": "198.18.113.70", "until": iso(now()), **WHY}, "/until"),
+        ({"network": "198.18.113.70", "until": iso(now() + timedelta(days=367)), **WHY}, "/until"),
     ],
 )
 def test_a_wrong_block_is_refused(operator, body, pointer):
     assert_refused(operator.post(BLOCKS, body), problems.INVALID, pointer=pointer)
-    assert not Block.objects.filter(network="198.18.113.7/32").exists()
+    assert not Block.objects.filter(network="198.18.113.70/32").exists()
 
 
 @pytest.mark.parametrize("query", ["", "?reason=", "?reason=%20", f"?reason={'x' * 501}", "?because=x"])
