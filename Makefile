@@ -5,7 +5,7 @@ BUILDER ?= docker build
 DEPLOY := .venv/deploy/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help up down reset demo test lint format api-docs fuzz bench bench-review bench-costs backup restore chaos image lint-deploy sbom audit clean
+.PHONY: help up down reset demo test lint format api-docs fuzz bench bench-report bench-review bench-costs backup restore chaos image lint-deploy sbom audit clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -47,6 +47,9 @@ fuzz: .venv/.dev  ## let schemathesis look for answers that the schema does not 
 
 bench: .venv/.dev  ## measure the pipeline beside its peers and limits, in ten minutes (ARGS=...)
 	@.venv/bin/python -m bench $(ARGS)
+
+bench-report: .venv/.bench  ## write docs/performance.md and its plots from what `make bench` measured
+	@.venv/bench/bin/python -m bench.report
 
 bench-review: .venv/.runtime  ## measure rulings and rules in a table of ten million votes (ARGS=...)
 	@.venv/bin/python -m stack run -- python -m bench.review $(ARGS)
@@ -105,6 +108,12 @@ clean:  ## stop everything; remove .venv, caches and downloaded packages
 .venv/.dev: requirements-dev.txt .venv/.runtime
 	@echo "Installing requirements-dev.txt ..."
 	@$(PIP) -r requirements-dev.txt
+	@touch $@
+
+.venv/.bench: requirements-bench.txt | .venv/bin/python
+	@echo "Installing requirements-bench.txt ..."
+	@.venv/bin/python -m venv --clear .venv/bench
+	@.venv/bench/bin/python -m pip install -qq --disable-pip-version-check -r requirements-bench.txt
 	@touch $@
 
 .venv/.deploy: requirements-deploy.txt | .venv/bin/python

@@ -90,7 +90,7 @@ def about(bench: Bench, given: argparse.Namespace) -> dict[str, Any]:
         "load_average": list(os.getloadavg()),
         "single_commits_by": f"{'pgbench' if limits.find_pgbench(bench) else 'threads'}, {limits.COMMIT_CONNECTIONS} connections",
         "commands": {
-            "bench": "make bench",
+            "bench": f'make bench ARGS="{" ".join(sys.argv[1:])}"' if sys.argv[1:] else "make bench",
             "web": f"python -m {' '.join(command('web') or [])}",
             "worker": f"python -m {' '.join(command('worker') or [])}",
             "peers": f"python -m {GUNICORN} bench.peers.app:application",

@@ -99,27 +99,27 @@ class Database:
     def tallied(self, poll_id: str) -> float:
         return self.value("SELECT sum(votes) FROM tallies WHERE poll_id = %s", poll_id)
 
-    def lag_p99_ms(self, poll_id: str) -> float:
-        """From acceptance to the count, 99 % of the poll's votes."""
-        return self.value(
-            "SELECT 1000 * extract(epoch FROM percentile_cont(0.99) WITHIN GROUP (ORDER BY counted_at - accepted_at)) "
-            "FROM votes WHERE poll_id = %s",
-            poll_id,
-        )
-
-    def lag_over_time(self, poll_id: str) -> list[list[float]]:
-        """The same, and the median, of the votes accepted in each tenth of a second: [[second, p50, p99 in ms]]."""
+    def lags_ms(self, poll_id: str, warm: int) -> list[tuple[float, float]]:
+        """[(second of acceptance, from acceptance to the count)] of the poll's votes, in order, without so many of the first."""
         rows = self.rows(
-            """
-            SELECT floor(10 * extract(epoch FROM accepted_at - min(accepted_at) OVER ())) / 10 AS second, counted_at - accepted_at AS lag
-            FROM votes WHERE poll_id = %s ORDER BY 1
-            """,
+            "SELECT extract(epoch FROM accepted_at)::float8, 1000 * extract(epoch FROM counted_at - accepted_at)::float8"
+            " FROM votes WHERE poll_id = %s ORDER BY accepted_at OFFSET %s",
             poll_id,
+            warm,
         )
-        lags: dict[float, list[float]] = {}
-        for second, lag in rows:
-            lags.setdefault(float(second), []).append(1000 * lag.total_seconds())
-        return [[second, percentile(sorted(those), 0.5), percentile(sorted(those), 0.99)] for second, those in lags.items()]
+        return [(at - rows[0][0], lag) for at, lag in rows]
+
+
+def p99(lags: Sequence[tuple[float, float]]) -> float:
+    return percentile(sorted(lag for _, lag in lags), 0.99)
+
+
+def by_tenth_of_a_second(lags: Sequence[tuple[float, float]]) -> list[list[float]]:
+    """[[second, half of the votes, 99 %]]"""
+    tenths: dict[int, list[float]] = {}
+    for second, lag in lags:
+        tenths.setdefault(int(second * 10), []).append(lag)
+    return [[tenth / 10, percentile(sorted(those), 0.5), percentile(sorted(those), 0.99)] for tenth, those in tenths.items()]
 
 
 def address(number: int) -> str:
@@ -185,15 +185,16 @@ def measure_single(
     poll, warm = bench.make_poll(policy), bench.votes // 10
     casts = casts_of(bench, poll, policy, warm + bench.votes)
     done = measure_poll(bench, poll, casts, warm, connections=connections)
-    values = of_contestant(name, done | {"lag_p99_ms": bench.database.lag_p99_ms(poll["id"]), "rss_mb": bench.product_rss_mb()})
+    lags = bench.database.lags_ms(poll["id"], warm)
+    values = of_contestant(name, done | {"lag_p99_ms": p99(lags), "rss_mb": bench.product_rss_mb()})
     if half_rate:
-        bench.series["lag"] = bench.database.lag_over_time(poll["id"])
+        bench.series["lag"] = by_tenth_of_a_second(lags)
         half = done["counted_per_s"] / 2
         poll = bench.make_poll(policy)
         casts = casts_of(bench, poll, policy, warm + min(bench.votes, int(half * HALF_RATE_SECONDS)))
         paced = measure_poll(bench, poll, casts, warm, connections=connections, per_second=half)
         values |= {f"half_rate.{name}": paced[name] for name in ("connections", "accepted_per_s", "p50_ms", "p99_ms")}
-        values["half_rate.lag_p99_ms"] = bench.database.lag_p99_ms(poll["id"])
+        values["half_rate.lag_p99_ms"] = p99(bench.database.lags_ms(poll["id"], warm))
     return values
 
 
@@ -247,7 +248,9 @@ def measure_batches(bench: Bench) -> Values:
     time.sleep(1)
     casts = batches_of(bench, poll, votes)
     done = measure(bench.port, casts, lambda: bench.database.tallied(poll["id"]) - warm, votes=votes, connections=BATCH_CONNECTIONS)
-    return of_contestant("product_batch", done | {"lag_p99_ms": bench.database.lag_p99_ms(poll["id"]), "rss_mb": bench.product_rss_mb()})
+    return of_contestant(
+        "product_batch", done | {"lag_p99_ms": p99(bench.database.lags_ms(poll["id"], warm)), "rss_mb": bench.product_rss_mb()}
+    )
 
 
 def batches_of(bench: Bench, poll: dict[str, Any], number: int) -> list[Cast]:
@@ -298,7 +301,7 @@ def measure_peer(bench: Bench, peer: Peer) -> Values:
         casts = [Cast(post(f"{path}/votes", {"choice": choices[n % 2], "voter": voter}, {})) for n, voter in enumerate(voters)]
         measure(port, casts[:warm], lambda: database.value(peer.counted, poll), connections=peer.connections)
         done = measure(port, casts[warm:], lambda: database.value(peer.counted, poll) - warm, connections=peer.connections)
-        done["lag_p99_ms"] = lag_p99_ms(database, poll, dict(zip(voters[warm:], casts[warm:], strict=True)))
+        done["lag_p99_ms"] = p99_from_answer_ms(database, poll, dict(zip(voters[warm:], casts[warm:], strict=True)))
         done["rss_mb"] = largest_rss_mb(running.pid for running in started)
         values = of_contestant(peer.name, done)
         if peer.shows_results:
@@ -313,7 +316,7 @@ def measure_peer(bench: Bench, peer: Peer) -> Values:
     return values
 
 
-def lag_p99_ms(database: Database, poll: int, casts: dict[str, Cast]) -> float:
+def p99_from_answer_ms(database: Database, poll: int, casts: dict[str, Cast]) -> float:
     """From the answer to the moment at which the row was written, of 99 % of the voters; none where that came before the answer."""
     clock = time.time() - time.perf_counter()
     lags = [

@@ -121,5 +121,5 @@ def in_words(claim: dict[str, Any]) -> str:
 
 
 def shown(value: float) -> str:
-    """Return it with as many digits as it can mean: 12,300, 97.2, 0.83."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:,.1f}" if abs(value) >= 10 else f"{value:,.2f}"
+    """Return it with as many digits as it can mean: 12,345, 97.2, 0.83; a whole number as one."""
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:,.1f}" if abs(value) >= 10 else f"{value:,.2f}"

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 import httptools
 import pytest
 
-from bench import figures, followers, limits, processes
+from bench import contestants, figures, followers, limits, page, processes
 from bench.figures import Claim
 from bench.limits import Confirms
 from stack.folder import ROOT
@@ -254,3 +254,50 @@ def test_the_largest_process_is_found_among_children():
         assert processes.largest_rss_mb([os.getpid()]) >= processes.largest_rss_mb([child.pid])
         child.communicate(b"\n")
     assert processes.largest_rss_mb([child.pid]) == 0
+
+
+# --- The page ---------------------------------------------------------------------------------------------------------
+
+ABOUT = {
+    "python": "3.11.7",
+    "postgresql": "15.20",
+    "rabbitmq": "3.10.8",
+    "cores": 2,
+    "rounds": 3,
+    "votes": 30_000,
+    "load_average": [2.04, 1, 1],
+    "single_commits_by": "pgbench, 64 connections",
+    "commands": {"bench": "make bench"},
+}
+
+
+def test_the_page_has_the_figures_that_were_measured_and_leaves_out_what_was_not():
+    single = "contestants.product_single"
+    rounds = [
+        {f"{single}.counted_per_s": rate, f"{single}.lag_p99_ms": 12.34, "limits.noop_http_per_s": 20_000.0}
+        for rate in (9000.0, 9600.0, 12_000.0)
+    ]
+
+    text = page.page({"about": ABOUT, **figures.summed_up(rounds)}, None, ["votes"])
+
+    assert "| this product, one vote a request |  | 9,600 (9,000 to 12,000) |  |  |  | 12.3 |  |" in text
+    assert "| one vote a request : nothing behind the server | 0.48 (0.45 to 0.60) | 0.5 | **no** |" in text
+    assert "| nothing behind the server | 20,000 |" in text
+    assert "(performance/votes.svg)" in text
+    assert not any(word in text for word in ("Celery task per vote |", "Followers", "latency.svg", "As the table grows", "None"))
+
+
+def test_the_page_shows_what_becomes_of_a_growing_table_where_that_was_measured():
+    scale = {"points": [{"rows": 1_000_000, "counted_per_s": 9000.5}, {"rows": 1_000_000_000, "counted_per_s": 8000}]}
+
+    text = page.page({"about": ABOUT, **figures.summed_up([{}])}, scale, ["scale"])
+
+    assert "| rows | counted per s |\n| --- | --: |\n| 1,000,000 | 9,000 |\n| 1,000,000,000 | 8,000 |" in text
+    assert "(performance/scale.svg)" in text
+
+
+def test_lags_are_gathered_by_the_tenth_of_a_second():
+    lags = [(0.0, 5.0), (0.05, 7.0), (0.31, 2.0)]
+
+    assert contestants.by_tenth_of_a_second(lags) == [[0, 7, 7], [0.3, 2, 2]]
+    assert contestants.p99(lags) == 7
