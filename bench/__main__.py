@@ -21,6 +21,7 @@ from tqdm import tqdm
 from bench import figures, limits
 from bench.contestants import (
     CELERY,
+    ENV,
     GUNICORN,
     PEERS,
     Bench,
@@ -91,6 +92,7 @@ def about(bench: Bench, given: argparse.Namespace) -> dict[str, Any]:
         "single_commits_by": f"{'pgbench' if limits.find_pgbench(bench) else 'threads'}, {limits.COMMIT_CONNECTIONS} connections",
         "commands": {
             "bench": f'make bench ARGS="{" ".join(sys.argv[1:])}"' if sys.argv[1:] else "make bench",
+            "settings": " ".join(f"{name}={value}" for name, value in ENV.items()),
             "web": f"python -m {' '.join(command('web') or [])}",
             "worker": f"python -m {' '.join(command('worker') or [])}",
             "peers": f"python -m {GUNICORN} bench.peers.app:application",
@@ -126,8 +128,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with tempfile.TemporaryDirectory() as folder, ExitStack() as ending:
         stack = Stack(Path(folder))
-        # Every voter has an address of their own; without limits, for one client is the whole crowd.
-        stack.env.update(TRUSTED_PROXIES="1", CLIENT_VOTES_PER_MINUTE="0")
+        stack.env.update(ENV)
         ending.callback(stack.destroy)
         ending.enter_context(stack)
         bench = Bench(stack, Database(stack.database_url), prepare(stack), given.votes)

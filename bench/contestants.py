@@ -35,6 +35,14 @@ PATIENCE_SECONDS = 180
 # How long votes are cast at half of the top rate.
 HALF_RATE_SECONDS = 5
 PRODUCT = ("web", "worker")
+ENV = {
+    # As in production, and as the peers are: with DEBUG, Django keeps each statement with all its values. TLS is a proxy's.
+    "DEBUG": "false",
+    "SECURE_SSL_REDIRECT": "false",
+    # Every voter has an address of their own; without limits, for one client is the whole crowd.
+    "TRUSTED_PROXIES": "1",
+    "CLIENT_VOTES_PER_MINUTE": "0",
+}
 PERCENTILES = {"p50": 0.5, "p75": 0.75, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p999": 0.999}
 # Two processes, each with as many threads as keep both cores busy while they wait for PostgreSQL.
 GUNICORN = "gunicorn -k gthread --workers 2 --threads 32 --keep-alive 60 --log-level warning"

@@ -23,7 +23,7 @@ import psycopg2
 from pamqp.commands import Basic
 from tqdm import tqdm
 
-from bench.contestants import BATCH, Database, address, measure
+from bench.contestants import BATCH, ENV, Database, address, measure
 from bench.processes import processor_seconds
 from stack import rabbitmq
 from stack.demo import make_poll
@@ -189,7 +189,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as ending:
         stack = Stack(Path(folder), broker_nodes=given.nodes, standby=given.standby)
-        stack.env.update(TRUSTED_PROXIES="1", CLIENT_VOTES_PER_MINUTE="0")
+        stack.env.update(ENV)
         ending.callback(stack.destroy)
         ending.enter_context(stack)
         manage(stack, "setup")

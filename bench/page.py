@@ -174,7 +174,7 @@ _METHOD = """\
 A private PostgreSQL and a private RabbitMQ. Contestants take turns, and whoever is compared with another is measured close to it. Each
 warms up with a tenth of its votes. A run in which not every accepted vote was counted exactly once ends without a figure.
 
-- **This product**: `web` and `worker` as `make up` starts them.
+- **This product**: `web` and `worker`, with the settings below; what they don't say is as in `.env.example`.
 - **One Celery task per vote**: a DRF view that publishes a task, and a worker that writes the vote and adds to a counter.
 - **DRF and PostgreSQL, a counter**: the vote (unique constraint) and `F()` in one transaction, in the request; results from the counters.
 - **DRF and PostgreSQL, COUNT(\\*)**: the vote alone; results are counted when they are read, among as many votes as one contestant casts.

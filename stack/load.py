@@ -97,6 +97,8 @@ class _Crowd:
         tasks.append(asyncio.create_task(self.done.wait()))
         try:
             if self.to_come and self.per_second:
+                while len(self.idle) < connections:  # noqa: ASYNC110 - the first to come would else wait for their connection
+                    await asyncio.sleep(TICK_SECONDS)
                 await self.keep_pace(self.to_come, self.per_second)
             for task in (await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED))[0]:
                 task.result()  # a client ends only by what it raises
