@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import django
 from tqdm import tqdm
 
 from bench import figures, limits
@@ -122,7 +123,8 @@ def print_values(values: dict[str, Any]) -> None:
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
     """Measure everything that is wanted; return what bench.json says."""
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "core.settings")  # for core's own command lines
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "core.settings")  # for core's own command lines, and counting's statements
+    django.setup()
     # For followers: the private stack inherits it.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

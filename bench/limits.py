@@ -206,38 +206,6 @@ class Confirms:
 
 # --- The database -----------------------------------------------------------------------------------------------------
 
-# As polls/counting.py has them, word for word (tests/test_bench.py looks whether that is so).
-BULK_INSERT = """
-    WITH v AS (
-        SELECT * FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::text[], %s::bigint[], %s::uuid[], %s::uuid[], %s::bigint[])
-        WITH ORDINALITY AS v (poll_id, voter_key, vote_id, selection, accepted_at, address_key, subnet_key, signature_key, place)
-    ), inserted AS (
-        INSERT INTO votes (poll_id, voter_key, vote_id, selection, accepted_at, address_key, subnet_key, signature_key, counted_at)
-        SELECT poll_id, voter_key, vote_id, selection::bigint[],
-               timestamptz 'epoch' + accepted_at * interval '1 microsecond', address_key, subnet_key, signature_key,
-               clock_timestamp()
-        FROM v
-        WHERE %s OR NOT EXISTS (
-            SELECT FROM outcomes o WHERE (o.poll_id, o.voter_key, o.vote_id) = (v.poll_id, v.voter_key, v.vote_id)
-        )
-        ORDER BY poll_id, voter_key
-        ON CONFLICT DO NOTHING
-        RETURNING poll_id, voter_key
-    )
-    SELECT place - 1 FROM v WHERE NOT EXISTS (
-        SELECT FROM inserted i WHERE (i.poll_id, i.voter_key) = (v.poll_id, v.voter_key)
-    )
-"""
-BULK_TALLY = """
-    INSERT INTO tallies (poll_id, selection, votes, counted, revision)
-    SELECT poll_id, selection::bigint[], votes, votes, 1
-    FROM unnest(%s::uuid[], %s::text[], %s::bigint[]) AS c (poll_id, selection, votes)
-    ORDER BY poll_id, selection::bigint[]
-    ON CONFLICT (poll_id, selection)
-    DO UPDATE SET votes = tallies.votes + excluded.votes, counted = tallies.counted + excluded.counted,
-                  revision = tallies.revision + 1
-"""
-
 
 def measure_bulk_insert(bench: Bench) -> Values:
     """A bare loop of counting's own statements, 1,000 votes a transaction, with nothing before or around it."""
@@ -252,12 +220,16 @@ def measure_bulk_insert(bench: Bench) -> Values:
         "{" + ",".join(f'"{{{option}}}"' for option in options) + "}",
         f"{{{BATCH // 2},{BATCH // 2}}}",
     ]
+    from polls.counting import CHANGE_TALLIES, INSERT_STANDING
+
     seconds = []
     with closing(psycopg2.connect(bench.stack.database_url)) as connection, connection.cursor() as cursor:
+        for statement in (INSERT_STANDING, CHANGE_TALLIES):
+            cursor.execute(statement.preparation)
         for arrays in batches:
             begun = time.perf_counter()
-            cursor.execute(BULK_INSERT, [*arrays, False])
-            cursor.execute(BULK_TALLY, tally)
+            cursor.execute(INSERT_STANDING.execution, [*arrays, False])
+            cursor.execute(CHANGE_TALLIES.execution, tally)
             connection.commit()
             seconds.append(time.perf_counter() - begun)
     if bench.database.tallied(poll["id"]) != len(batches) * BATCH:

@@ -433,7 +433,7 @@ class _Count:
         With `voters`, whose they are, also those that have an outcome.
         """
         whose = [(vote.poll_id, vote.voter_key) for vote in votes] if voters is None else list(voters)  # type: ignore[union-attr]
-        execute(self.cursor, (_INSERT_STANDING, [*_columns(whose, votes), voters is not None]))
+        execute(self.cursor, (INSERT_STANDING, [*_columns(whose, votes), voters is not None]))
         return {place for (place,) in self.cursor}
 
     def settle(
@@ -655,7 +655,7 @@ class _Count:
             _selections(selection for _, selection, _ in changes),
             array(votes for _, _, votes in changes),
         ]
-        execute(self.cursor, (_CHANGE_TALLIES, arrays))
+        execute(self.cursor, (CHANGE_TALLIES, arrays))
 
 
 def _lock_key(poll_id: UUID) -> int:
@@ -686,7 +686,7 @@ _LOCK_POLLS = Prepared(
     """,
 )
 # Returns the places of those that it does not insert.
-_INSERT_STANDING = Prepared(
+INSERT_STANDING = Prepared(
     "insert_standing",
     f"""
     WITH v AS (
@@ -710,7 +710,7 @@ _INSERT_STANDING = Prepared(
     )
     """,  # noqa: S608 - a constant of ours
 )
-_CHANGE_TALLIES = Prepared(
+CHANGE_TALLIES = Prepared(
     "change_tallies",
     """
     INSERT INTO tallies (poll_id, selection, votes, counted, revision)

@@ -326,7 +326,7 @@ class Request(Caller):
     def id(self) -> str:
         """What the client called the request, or else a name of ours: for a vote its id, which needs no room in the bundle."""
         if self._id is None:
-            self._id = f"{getrandbits(128):032x}"
+            self._id = str(UUID(int=getrandbits(128)))
         return self._id
 
     def is_about(self, vote: AcceptedVote) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -16,10 +15,9 @@ from contextlib import contextmanager, suppress
 import httptools
 import pytest
 
-from bench import contestants, figures, followers, limits, page, processes
+from bench import contestants, figures, followers, page, processes
 from bench.figures import Claim
 from bench.limits import Confirms
-from stack.folder import ROOT
 from stack.load import Cast, cast_all, get, post, read_answer
 from tests.conftest import wait_until
 
@@ -228,15 +226,6 @@ def test_confirms_are_counted_once_each_alone_or_together():
         numbers.append(confirms.number)
 
     assert numbers == [1, 2, 3, 5, 6, 9, 12]
-
-
-def test_the_bare_insert_is_countings_own():
-    """Else its rate would be the limit of something else."""
-    counting = " ".join((ROOT / "polls" / "counting.py").read_text().split())
-
-    for statement in (limits.BULK_INSERT, limits.BULK_TALLY):
-        own = counting.replace("{_COLUMN_TYPES}", re.search(r'_COLUMN_TYPES = "(.*?)"', counting)[1])
-        assert " ".join(statement.split()) in own
 
 
 def test_a_follower_waits_for_each_change_until_the_first_event_that_has_it():

@@ -47,6 +47,9 @@ journal_list           open      401    403    200   403   403      200     200 
 results_read           draft     404    404    200   404   404      200     200   404  403   404  404    404    404       401
 results_read           open      200    200    200   200   200      200     200   200  200   200  200    200    200       200
 results_read           hidden    403    403    200   403   403      200     200   403  403   200  403    403    403       401
+results_follow         draft     404    404    404   404   404      404     404   404  404   404  404    404    404       404
+results_follow         open      200    200    200   200   200      200     200   200  200   200  200    200    200       200
+results_follow         hidden    403    403    403   403   403      403     403   403  403   403  403    403    403       403
 integrity_read         draft     404    404    200   404   404      200     200   404  200   404  404    404    404       401
 integrity_read         open      401    403    200   403   200      200     200   403  200   403  403    403    403       401
 codes_list             planned   401    404    200   404   404      200     200   404  200   404  404    404    404       401
@@ -192,6 +195,8 @@ REQUESTS = {
     "polls_duplicate": lambda scene: ("POST", f"/polls/{scene.poll.pk}/duplicate", {}),
     "journal_list": lambda scene: ("GET", f"/polls/{scene.poll.pk}/journal"),
     "integrity_read": lambda scene: ("GET", f"/polls/{scene.poll.pk}/integrity"),
+    # GET does not end while the poll is open.
+    "results_follow": lambda scene: ("HEAD", f"/polls/{scene.poll.pk}/results/stream"),
     "results_read": lambda scene: ("GET", f"/polls/{scene.poll.pk}/results"),
     "codes_list": lambda scene: ("GET", f"/polls/{scene.poll.pk}/codes"),
     "codes_add": lambda scene: ("POST", f"/polls/{scene.poll.pk}/codes", {"generate": 1}),
