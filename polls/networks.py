@@ -6,7 +6,7 @@ import hashlib
 import secrets
 from datetime import datetime, timedelta
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from uuid import UUID
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -15,7 +15,7 @@ from django.db import connection, transaction
 from django.db.models import Q
 
 from polls.models import NetworkKind, NetworkSecret, Poll
-from polls.voters import parse_address
+from polls.voters import IPV4_IN_IPV6, pack
 
 _SECRET = hashlib.blake2b(settings.VOTER_SECRET.encode(), person=b"networks").digest()
 # After this time every web process makes its keys with a poll's new secret.
@@ -59,16 +59,13 @@ class NetworkCipher:
         return ip_network((packed[12:], 24) if _is_ipv4(packed) else (packed, 64))
 
 
-_IPV4_IN_IPV6 = bytes(10) + b"\xff\xff"
-
-
 def _packed(address: str) -> bytes:
-    parsed = parse_address(address)
-    return parsed.packed if isinstance(parsed, IPv6Address) else _IPV4_IN_IPV6 + parsed.packed
+    packed = pack(address)
+    return packed if len(packed) == 16 else IPV4_IN_IPV6 + packed
 
 
 def _is_ipv4(packed: bytes) -> bool:
-    return packed.startswith(_IPV4_IN_IPV6)
+    return packed.startswith(IPV4_IN_IPV6)
 
 
 def _derived(secret: bytes, purpose: bytes, size: int) -> bytes:
