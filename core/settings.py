@@ -556,7 +556,8 @@ LOGGING = {
         # Only what went wrong on our side: any robot can ask for pages that are none, and its words would be in the log.
         "django.request": {"level": "ERROR"},
         "django.security.DisallowedHost": _NOWHERE,
-        "uvicorn.access": _NOWHERE,  # they would tell addresses
+        # They would tell addresses. Without any handler, not even one that does nothing, uvicorn does not compose them.
+        "uvicorn.access": {"level": "CRITICAL", "handlers": [], "propagate": False},
         "tornado.access": _NOWHERE,
         # One line per bundle is enough (tasks/votes.py); theirs cost a tenth of the worker at full rate.
         "celery.app.trace": {"level": "WARNING"},

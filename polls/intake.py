@@ -191,19 +191,19 @@ class Intake:
     async def _cast(self, poll_id: str, request: Request) -> Answer:
         """`POST /api/v1/polls/{id}/votes`: 202 once the vote is safe, or its outcome where the client wants to wait for it."""
         cast = _decode(await request.read_body(), _cast_decoder)
-        return await self._accepted(await self._desk.accept(poll_id, cast, request), request)
+        return await self._accepted(await self._desk.accept(poll_id, cast, request), poll_id, request)
 
     async def _withdraw(self, poll_id: str, request: Request) -> Answer:
         """`POST /api/v1/polls/{id}/votes/withdraw`: the voter's vote stands no more."""
         cast = _decode(await request.read_body(), _cast_decoder)
-        return await self._accepted(await self._desk.withdraw(poll_id, cast, request), request)
+        return await self._accepted(await self._desk.withdraw(poll_id, cast, request), poll_id, request)
 
-    async def _accepted(self, vote: AcceptedVote, request: Request) -> Answer:
+    async def _accepted(self, vote: AcceptedVote, poll_id: str, request: Request) -> Answer:
         request.is_about(vote)
         receipt = receipts.write(vote.poll_id, vote.voter_key, vote.vote_id, vote.accepted_at)
         location = VOTES + receipt
         headers = [*_JSON, (b"location", location.encode()), (b"cache-control", b"no-store")]
-        links = {"self": location, "results": f"{POLLS}{vote.poll_id}/results"}
+        links = {"self": location, "results": f"{POLLS}{poll_id}/results"}
         shown = AcceptedAlone(vote.vote_id, receipt, "pending", iso_of(vote.accepted_at), links)
         code = 202
         if (seconds := request.wait_seconds) is not None:
@@ -330,7 +330,8 @@ class Request(Caller):
         return self._id
 
     def is_about(self, vote: AcceptedVote) -> None:
-        self._id = self._id or str(vote.vote_id)
+        if self._id is None:
+            self._id = msgspec.json.encode(vote.vote_id)[1:-1].decode()  # str() takes three times as long
 
     def header(self, name: bytes) -> str | None:
         if (value := self.headers.get(name)) is None:

@@ -22,7 +22,9 @@ def test_an_address_is_one_voter_by_ipv4_or_the_64_of_ipv6(address, voter):
     assert voters.address_voter(address) == voter
 
 
-@pytest.mark.parametrize("address", ["", "localhost", "192.0.2", "192.0.2.7:80", "unknown", "192.0.02.7", "192.0.2.7\0", "192.0.2.\u0667", "::1::"])
+@pytest.mark.parametrize(
+    "address", ["", "localhost", "192.0.2", "192.0.2.7:80", "unknown", "192.0.02.7", "192.0.2.7\0", "192.0.2.\u0667", "::1::"]
+)
 def test_what_is_no_address_is_refused(address):
     with pytest.raises(ValueError, match="does not appear to be"):
         voters.address_voter(address)
