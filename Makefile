@@ -5,7 +5,7 @@ BUILDER ?= docker build
 DEPLOY := .venv/deploy/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help up down reset demo test lint format api-docs fuzz bench bench-report bench-review bench-costs backup restore chaos image lint-deploy sbom audit clean
+.PHONY: help up down reset demo test lint format api-docs fuzz bench bench-report bench-review bench-costs bench-scale profile backup restore chaos image lint-deploy sbom audit clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -56,6 +56,12 @@ bench-review: .venv/.runtime  ## measure rulings and rules in a table of ten mil
 
 bench-costs: .venv/.runtime  ## measure what one vote costs each part (ARGS=...)
 	@.venv/bin/python -m bench.costs $(ARGS)
+
+bench-scale: .venv/.runtime  ## measure large tables, many polls, backlogs, memory: half an hour, 15 GB (ARGS=...)
+	@.venv/bin/python -m bench.scale $(ARGS)
+
+profile: .venv/.runtime  ## show where the time of a vote goes, hop by hop (ARGS=...)
+	@.venv/bin/python -m bench.hops $(ARGS)
 
 backup: .venv/.runtime  ## copy database and broker definitions into .local/backups (ARGS="--to /mnt --with-secrets")
 	@.venv/bin/python -m stack run -- python -m stack.backup backup $(ARGS)

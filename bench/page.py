@@ -52,7 +52,7 @@ _COLUMNS = {
 
 
 def page(summary: dict[str, Any], scale: dict[str, Any] | None, plots: Iterable[str]) -> str:
-    """Return the page. `summary`: bench.json; `scale`: `{"points": [{"rows": 1000000, any other name: its value}]}`."""
+    """Return the page. `summary`: bench.json; `scale`: scale.json of bench/scale.py, of which any part may be missing."""
     about, plots = summary["about"], set(plots)
     parts = [
         "# Performance",
@@ -75,7 +75,7 @@ def page(summary: dict[str, Any], scale: dict[str, Any] | None, plots: Iterable[
         "## Reading results",
         _reads(summary.get("reads", {})),
         _stream(summary.get("stream")),
-        _scale(scale, plots),
+        *_scale(scale or {}, plots),
         "## How it is measured",
         _method(about),
     ]
@@ -157,12 +157,52 @@ def _stream(values: dict[str, Any] | None) -> str:
     )
 
 
-def _scale(scale: dict[str, Any] | None, plots: set[str]) -> str:
-    if not scale:
-        return ""
-    names = list(scale["points"][0])
-    rows = [[shown(point[name]) for name in names] for point in scale["points"]]
-    return "\n\n".join(["## As the table grows", _plot("scale", plots), table([name.replace("_", " ") for name in names], rows)])
+# What is shown of each size of the table: {name in scale.json: its head}.
+STORED = {
+    "stored": "votes stored",
+    "same_postgres_us": "PostgreSQL (µs)",
+    "same_worker_us": "worker (µs)",
+    "same_wal_bytes": "WAL (bytes)",
+    "same_counted_per_s": "counted a second",
+    "other_postgres_us": "another poll: PostgreSQL (µs)",
+    "other_wal_bytes": "WAL (bytes) ",
+    "other_counted_per_s": "counted a second ",
+}
+
+
+def points(scale: dict[str, Any]) -> list[dict[str, float]]:
+    """Return a row for each size of the table, with what is shown of it, by its head."""
+    return [{head: row[name] for name, head in STORED.items()} for row in scale.get("stored", [])]
+
+
+def _scale(scale: dict[str, Any], plots: set[str]) -> list[str]:
+    parts = ["## As it grows"] if scale else []
+    if found := points(scale):
+        parts += [
+            "What a vote costs (processor time, WAL) when so many are stored already, all in one poll: one that comes to that poll, where its key"
+            " lands anywhere in the index, and one that comes to another. Batches of 1,000.",
+            _plot("scale", plots),
+            table(list(found[0]), [[shown(value) for value in row.values()] for row in found]),
+        ]
+    if found := scale.get("polls", []):
+        rows = [[shown(row["polls"]), shown(row["counted_per_s"]), shown(row["p99_ms"])] for row in found]
+        parts += ["One vote a request, to so many polls at random:", table(["polls", "counted a second", "answer, 99 % (ms)"], rows)]
+    if found := scale.get("processes", []):
+        names = ["web", "worker", "counted_per_s", "votes_per_bundle", "web_us", "worker_us", "rabbitmq_us", "postgres_us"]
+        rows = [[shown(row[name]) for name in names] for row in found]
+        heads = ["web processes", "children of the worker", "counted a second", "votes in a bundle", "web (µs)", "worker (µs)"]
+        parts += ["More processes on these cores, one vote a request:", table([*heads, "RabbitMQ (µs)", "PostgreSQL (µs)"], rows)]
+    if backlog := scale.get("backlog"):
+        sizes = {name: [row[place] for row in backlog["series"]] for name, place in (("worker", 2), ("RabbitMQ", 3))}
+        memory = "; ".join(f"{name} {shown(min(size))} to {shown(max(size))} MB" for name, size in sizes.items())
+        parts.append(
+            f"**A backlog** of {backlog['votes']:,} votes, accepted at {shown(backlog['accepted_per_s'])} a second while no worker ran, was"
+            f" counted in {shown(backlog['seconds'])} s: {shown(backlog['counted_per_s'])} a second. Largest process meanwhile: {memory}."
+        )
+    if memory := scale.get("memory"):
+        rows = [[f"{int(votes):,}", shown(web), shown(worker)] for votes, web, worker in memory]
+        parts += ["**Memory** of the largest process after so many votes, in batches:", table(["votes", "web (MB)", "worker (MB)"], rows)]
+    return parts
 
 
 def _method(about: dict[str, Any]) -> str:

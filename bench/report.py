@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import pyplot
 
-from bench.page import CONTESTANTS, LIMITS, page
+from bench.page import CONTESTANTS, LIMITS, page, points
 
 ROOT = Path(__file__).parent.parent
 BENCH, SCALE = ROOT / ".local" / "bench.json", ROOT / ".local" / "bench" / "scale.json"
@@ -109,15 +109,15 @@ def plot_lag(summary: dict[str, Any]) -> Any:
 
 def plot_scale(scale: dict[str, Any]) -> Any:
     """One small plot for each value."""
-    points = scale["points"]
-    rows, *names = points[0]
+    found = points(scale)
+    rows, *names = found[0]
     figure, all_axes = pyplot.subplots(1, len(names), figsize=(2.4 * len(names), 2.2), squeeze=False)
     for axes, name in zip(all_axes[0], names, strict=True):
-        axes.plot([point[rows] for point in points], [point[name] for point in points], "o-", color=OURS, markersize=3)
+        axes.plot([point[rows] for point in found], [point[name] for point in found], "o-", color=OURS, markersize=3)
         axes.set_xscale("log")
         axes.set_ylim(bottom=0)
-        axes.set_title(name.replace("_", " "), fontsize=9)
-        axes.set_xlabel(rows.replace("_", " "))
+        axes.set_title(name.strip(), fontsize=8)
+        axes.set_xlabel(rows)
         axes.xaxis.set_major_formatter(short)
         axes.yaxis.set_major_formatter(plain)
     return figure
@@ -143,7 +143,7 @@ def main() -> int:
         "votes": plot_votes(summary),
         "latency": plot_latency(summary),
         "lag": plot_lag(summary),
-        "scale": plot_scale(scale) if scale else None,
+        "scale": plot_scale(scale) if scale and scale.get("stored") else None,
     }
     PLOTS.mkdir(exist_ok=True)
     for name, figure in drawn.items():

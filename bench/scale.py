@@ -59,8 +59,13 @@ FILL_POLLS = """
 # --- A large table ----------------------------------------------------------------------------------------------------
 
 
-def measure_stored(bench: Bench, sizes: tuple[int, ...], votes: int, bar: tqdm[Any]) -> list[dict[str, float]]:
+def measure_stored(sizes: tuple[int, ...], votes: int, bar: tqdm[Any]) -> list[dict[str, float]]:
     """Costs of a vote with so many stored already, all in one poll: of one that comes to that poll, and of one to another."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as ending:
+        return _measure_stored(make_bench(folder, ending, votes), sizes, votes, bar)
+
+
+def _measure_stored(bench: Bench, sizes: tuple[int, ...], votes: int, bar: tqdm[Any]) -> list[dict[str, float]]:
     bench.have("web")
     large = bench.make_poll()
     rows: list[dict[str, float]] = []
@@ -232,8 +237,8 @@ def main() -> None:
         "backlog": (1, lambda bench, bar: measure_backlog(bench, BACKLOG, bar)),
         "memory": (1, lambda bench, bar: measure_memory(bench, MEMORY, bar)),
         "polls": (len(POLLS), lambda bench, bar: measure_polls(bench, POLLS, given.votes // 6, bar)),
-        "stored": (len(sizes), lambda bench, bar: measure_stored(bench, sizes, given.votes, bar)),
         "processes": (len(PROCESSES), lambda _, bar: measure_processes(given.votes // 6, PROCESSES, bar)),
+        "stored": (len(sizes), lambda _, bar: measure_stored(sizes, given.votes, bar)),
     }
     resource.setrlimit(resource.RLIMIT_NOFILE, 2 * resource.getrlimit(resource.RLIMIT_NOFILE)[1:])
     TARGET.parent.mkdir(parents=True, exist_ok=True)

@@ -273,16 +273,20 @@ def test_the_page_has_the_figures_that_were_measured_and_leaves_out_what_was_not
     assert "| one vote a request : nothing behind the server | 0.48 (0.45 to 0.60) | 0.5 | **no** |" in text
     assert "| nothing behind the server | 20,000 |" in text
     assert "(performance/votes.svg)" in text
-    assert not any(word in text for word in ("Celery task per vote |", "Followers", "latency.svg", "As the table grows", "None"))
+    assert not any(word in text for word in ("Celery task per vote |", "Followers", "latency.svg", "As it grows", "None"))
 
 
 def test_the_page_shows_what_becomes_of_a_growing_table_where_that_was_measured():
-    scale = {"points": [{"rows": 1_000_000, "counted_per_s": 9000.5}, {"rows": 1_000_000_000, "counted_per_s": 8000}]}
+    costs = {f"{poll}_{name}": 12.5 for poll in ("same", "other") for name in ("postgres_us", "worker_us", "wal_bytes")}
+    rows = [{"stored": stored, "same_counted_per_s": rate, "other_counted_per_s": 9000, **costs} for stored, rate in ((10**6, 9000.5), (10**9, 8000))]
+    backlog = {"votes": 10**6, "accepted_per_s": 50_000, "seconds": 20, "counted_per_s": 50_000, "series": [[0, 0, 70, 200], [9, 10**6, 80, 300]]}
 
-    text = page.page({"about": ABOUT, **figures.summed_up([{}])}, scale, ["scale"])
+    text = page.page({"about": ABOUT, **figures.summed_up([{}])}, {"stored": rows, "backlog": backlog, "memory": [[0, 99, 98]]}, ["scale"])
 
-    assert "| rows | counted per s |\n| --- | --: |\n| 1,000,000 | 9,000 |\n| 1,000,000,000 | 8,000 |" in text
+    assert "| 1,000,000 | 12.5 | 12.5 | 12.5 | 9,000 | 12.5 | 12.5 | 9,000 |\n| 1,000,000,000 | 12.5 |" in text
     assert "(performance/scale.svg)" in text
+    assert "worker 70.0 to 80.0 MB; RabbitMQ 200 to 300 MB" in text
+    assert "| 0 | 99.0 | 98.0 |" in text and "polls at random" not in text
 
 
 def test_lags_are_gathered_by_the_tenth_of_a_second():
