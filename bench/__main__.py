@@ -59,6 +59,7 @@ def measurements(bench: Bench, recorded: Recorded) -> dict[str, Callable[[], Val
         "noop": partial(limits.measure_noop, bench, recorded),
         "product_reads": partial(measure_product_reads, bench),
         "product_single": partial(measure_single, bench, "product_single", half_rate=True),
+        "noop_half_rate": partial(limits.measure_noop_at_half_rate, bench, recorded),
         "product_single_64": partial(measure_single, bench, "product_single_64", connections=64),
         "stream": partial(measure_stream, bench),
         "product_batch": partial(measure_batches, bench),

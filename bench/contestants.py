@@ -58,6 +58,8 @@ class Bench:
     dev: dict[str, str]
     # How many one contestant gets in a round; see `python -m bench --help`.
     votes: int
+    # Half of the rate that the product had last.
+    half_rate: float = 0.0
     # Of the last round, what is too much for a table: {name: rows}.
     series: dict[str, list[list[float]]] = field(default_factory=dict)
 
@@ -197,7 +199,7 @@ def measure_single(
     values = of_contestant(name, done | {"lag_p99_ms": p99(lags), "rss_mb": bench.product_rss_mb()})
     if half_rate:
         bench.series["lag"] = by_tenth_of_a_second(lags)
-        half = done["counted_per_s"] / 2
+        bench.half_rate = half = done["counted_per_s"] / 2
         poll = bench.make_poll(policy)
         casts = casts_of(bench, poll, policy, warm + min(bench.votes, int(half * HALF_RATE_SECONDS)))
         paced = measure_poll(bench, poll, casts, warm, connections=connections, per_second=half)

@@ -23,6 +23,7 @@ from pamqp.header import ContentHeader
 from bench import noop
 from bench.contestants import (
     BATCH,
+    HALF_RATE_SECONDS,
     PATIENCE_SECONDS,
     PRODUCT_CONNECTIONS,
     Bench,
@@ -36,7 +37,7 @@ from bench.figures import Values
 from core.__main__ import command
 from stack import rabbitmq
 from stack.folder import is_free
-from stack.load import cast_all
+from stack.load import Cast, cast_all
 
 # How long each limit is measured.
 SECONDS = 3
@@ -107,6 +108,20 @@ def measure_noop(bench: Bench, recorded: Recorded) -> Values:
         return values | measure_reads(port, recorded.results_path, "noop", bench.votes)
 
 
+def measure_noop_at_half_rate(bench: Bench, recorded: Recorded) -> Values:
+    """The same at the rate at which the product's answers were timed last: no answer of anybody's comes sooner on this machine."""
+    bench.have()
+    port = bench.stack.folder.port("NOOP")
+    casts = _casts(bench, int(bench.half_rate * HALF_RATE_SECONDS))
+    with process(bench.stack, *noop_command(port), NOOP_ANSWERS=str(recorded.answers)):
+        _wait_for(port)
+        cast_all(port, casts[: len(casts) // 10], connections=PRODUCT_CONNECTIONS)
+        paced = casts[len(casts) // 10 :]
+        cast_all(port, paced, connections=PRODUCT_CONNECTIONS, seconds=PATIENCE_SECONDS, per_second=bench.half_rate)
+    done = times([cast.seconds for cast in paced])
+    return {f"half_rate.noop_{name}": done[name] for name in ("p50_ms", "p99_ms")}
+
+
 def measure_generator(bench: Bench, recorded: Recorded) -> Values:
     """The load generator alone, at a server that does nothing but write."""
     bench.have()
@@ -121,11 +136,16 @@ def _wait_for(port: int) -> None:
         time.sleep(0.05)
 
 
+def _casts(bench: Bench, number: int) -> list[Cast]:
+    """So many votes for a poll that there is not."""
+    poll = {"links": {"votes": f"/api/v1/polls/{uuid4()}/votes"}, "options": [{"id": "1000001"}, {"id": "1000002"}]}
+    return casts_of(bench, poll, "client", number)
+
+
 def _post_all(bench: Bench, port: int, name: str, *, connections: int) -> Values:
     """Post as many votes as a contestant gets, after as much of a warm-up."""
-    poll = {"links": {"votes": f"/api/v1/polls/{uuid4()}/votes"}, "options": [{"id": "1000001"}, {"id": "1000002"}]}
     warm = bench.votes // 10
-    casts = casts_of(bench, poll, "client", warm + bench.votes)
+    casts = _casts(bench, warm + bench.votes)
     cast_all(port, casts[:warm], connections=connections, seconds=PATIENCE_SECONDS)
     started, used = time.perf_counter(), time.process_time()
     cast_all(port, casts[warm:], connections=connections, seconds=PATIENCE_SECONDS)

@@ -127,7 +127,8 @@ def _half_rate(values: dict[str, Any] | None) -> str:
     return (
         f"At half of its top rate ({with_range(values, 'accepted_per_s')} a second, one vote a request, sent when they are due whatever"
         f" the answers do): half of the answers within {with_range(values, 'p50_ms')} ms, 99 % within {with_range(values, 'p99_ms')} ms of"
-        f" the moment they were due, counted within {with_range(values, 'lag_p99_ms')} ms."
+        f" the moment they were due, counted within {with_range(values, 'lag_p99_ms')} ms. The same server with nothing behind it, at the"
+        f" same rate: {with_range(values, 'noop_p50_ms')} and {with_range(values, 'noop_p99_ms')} ms."
     )
 
 
@@ -179,8 +180,8 @@ def _scale(scale: dict[str, Any], plots: set[str]) -> list[str]:
     parts = ["## As it grows"] if scale else []
     if found := points(scale):
         parts += [
-            "What a vote costs (processor time, WAL) when so many are stored already, all in one poll: one that comes to that poll, where its key"
-            " lands anywhere in the index, and one that comes to another. Batches of 1,000.",
+            "What a vote costs (processor time, WAL) when so many are stored already, all in one poll: one that comes to that poll, where"
+            " its key lands anywhere in the index, and one that comes to another. Batches of 1,000.",
             _plot("scale", plots),
             table(list(found[0]), [[shown(value) for value in row.values()] for row in found]),
         ]

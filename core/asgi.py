@@ -41,6 +41,13 @@ served_across_origins = CORSMiddleware(
 readiness = health.Readiness()
 
 
+def _has_origin(headers: list[tuple[bytes, bytes]]) -> bool:
+    for name, _ in headers:  # noqa: SIM110 - a generator would take three times as long, of each vote
+        if name == b"origin":
+            return True
+    return False
+
+
 async def application(scope, receive, send):  # type: ignore[no-untyped-def]
     """The ASGI application that uvicorn runs."""
     if scope["type"] == "lifespan":
@@ -51,7 +58,7 @@ async def application(scope, receive, send):  # type: ignore[no-untyped-def]
         await health.say_alive(send)
     elif scope["path"] == "/readyz":
         await readiness.say(send)
-    elif b"origin" in dict(scope["headers"]):
+    elif _has_origin(scope["headers"]):
         await served_across_origins(scope, receive, send)
     else:
         await served(scope, receive, send)

@@ -51,6 +51,7 @@ MAX_RECEIPTS = 1000
 GC_THRESHOLD = 50_000
 VOTER_COOKIE_SECONDS = 365 * 24 * 3600
 _JSON = [(b"content-type", b"application/json")]
+_FOR_ALL, _FOR_ONE = (b"cache-control", b"public, max-age=1"), (b"cache-control", b"private, no-cache")
 # What Django's SecurityMiddleware tells browsers: an answer is what it says it is, and this host is reached by TLS only.
 _FOR_BROWSERS = [(b"x-content-type-options", b"nosniff")]
 if settings.SECURE_HSTS_SECONDS:
@@ -253,8 +254,7 @@ class Intake:
         if known is None:
             raise accepting.unknown_poll()
         etag, body = known
-        is_public = poll.results_visibility == ResultsVisibility.ALWAYS
-        headers = [(b"etag", etag), (b"cache-control", b"public, max-age=1" if is_public else b"private, no-cache")]
+        headers = [(b"etag", etag), _FOR_ALL if poll.results_visibility == ResultsVisibility.ALWAYS else _FOR_ONE]
         if (if_none_match := request.headers.get(b"if-none-match")) is not None and _matches(if_none_match, etag):
             return 304, headers, b""
         return 200, [*_JSON, *headers], body
@@ -326,7 +326,8 @@ class Request(Caller):
     def id(self) -> str:
         """What the client called the request, or else a name of ours: for a vote its id, which needs no room in the bundle."""
         if self._id is None:
-            self._id = str(UUID(int=getrandbits(128)))
+            name = f"{getrandbits(128):032x}"
+            self._id = f"{name[:8]}-{name[8:12]}-{name[12:16]}-{name[16:20]}-{name[20:]}"
         return self._id
 
     def is_about(self, vote: AcceptedVote) -> None:
@@ -336,7 +337,7 @@ class Request(Caller):
     def header(self, name: bytes) -> str | None:
         if (value := self.headers.get(name)) is None:
             return None
-        if name == b"x-forwarded-for":
+        if name == b"x-forwarded-for" and len(self.headers) < len(self._scope["headers"]):  # some header has several lines
             value = b",".join([line for header, line in self._scope["headers"] if header == name])
         return value.decode("latin-1")
 

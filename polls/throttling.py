@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import lru_cache
 from typing import NamedTuple
 
 from django.conf import settings
@@ -33,11 +34,8 @@ class Rate(NamedTuple):
         """The fields of draft-ietf-httpapi-ratelimit-headers-10; none where there is no limit."""
         if not self.limit:
             return []
-        policy = b'"%b"' % self.policy.encode()
-        return [
-            (b"ratelimit-policy", b"%b;q=%d;w=%d" % (policy, self.limit, WINDOW_SECONDS)),
-            (b"ratelimit", b"%b;r=%d;t=%d" % (policy, max(0, self.limit - self.used), self.reset_seconds)),
-        ]
+        name, policy = _policy_fields(self.policy, self.limit)
+        return [policy, (b"ratelimit", b"%b;r=%d;t=%d" % (name, max(0, self.limit - self.used), self.reset_seconds))]
 
     @property
     def is_exceeded(self) -> bool:
@@ -48,6 +46,13 @@ class Rate(NamedTuple):
         return problems.TOO_MANY_REQUESTS.says(
             f"At most {self.limit} a minute. Wait {self.reset_seconds} s.", headers={"Retry-After": str(self.reset_seconds)}
         )
+
+
+@lru_cache
+def _policy_fields(policy: str, limit: int) -> tuple[bytes, tuple[bytes, bytes]]:
+    """Return the policy's name as fields have it, and the field that says what it allows."""
+    name = f'"{policy}"'.encode()
+    return name, (b"ratelimit-policy", b"%b;q=%d;w=%d" % (name, limit, WINDOW_SECONDS))
 
 
 class Throttle:

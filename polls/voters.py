@@ -83,7 +83,9 @@ def client_address(peer: str, forwarded_for: str, trusted_proxies: int) -> str:
 def address_voter(address: str) -> str:
     """Return what one voter is by address: the IPv4 address, or the /64 of an IPv6 one. Raises ValueError on anything else."""
     packed = pack(address)
-    return inet_ntop(AF_INET, packed) if len(packed) == 4 else packed[:8].hex() + "/64"
+    if len(packed) == 16:
+        return packed[:8].hex() + "/64"
+    return inet_ntop(AF_INET, packed) if ":" in address else address  # an IPv4 address has no other spelling of its own
 
 
 def is_in(address: str, networks: Iterable[IPv4Network | IPv6Network]) -> bool:

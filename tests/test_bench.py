@@ -278,8 +278,10 @@ def test_the_page_has_the_figures_that_were_measured_and_leaves_out_what_was_not
 
 def test_the_page_shows_what_becomes_of_a_growing_table_where_that_was_measured():
     costs = {f"{poll}_{name}": 12.5 for poll in ("same", "other") for name in ("postgres_us", "worker_us", "wal_bytes")}
-    rows = [{"stored": stored, "same_counted_per_s": rate, "other_counted_per_s": 9000, **costs} for stored, rate in ((10**6, 9000.5), (10**9, 8000))]
-    backlog = {"votes": 10**6, "accepted_per_s": 50_000, "seconds": 20, "counted_per_s": 50_000, "series": [[0, 0, 70, 200], [9, 10**6, 80, 300]]}
+    rates = {10**6: 9000.5, 10**9: 8000}
+    rows = [{"stored": stored, "same_counted_per_s": rate, "other_counted_per_s": 9000, **costs} for stored, rate in rates.items()]
+    series = [[0, 0, 70, 200], [9, 10**6, 80, 300]]
+    backlog = {"votes": 10**6, "accepted_per_s": 50_000, "seconds": 20, "counted_per_s": 50_000, "series": series}
 
     text = page.page({"about": ABOUT, **figures.summed_up([{}])}, {"stored": rows, "backlog": backlog, "memory": [[0, 99, 98]]}, ["scale"])
 
