@@ -52,7 +52,8 @@ FILL_POLLS = """
         INSERT INTO polls SELECT (jsonb_populate_record(p, jsonb_build_object('id', gen_random_uuid()))).*
         FROM polls p, generate_series(1, %s) WHERE p.id = %s RETURNING id
     )
-    INSERT INTO options (poll_id, text, description, position) SELECT id, text, '', position FROM made, (VALUES ('a', 0), ('b', 1)) AS o (text, position)
+    INSERT INTO options (poll_id, text, description, position)
+    SELECT id, text, '', position FROM made, (VALUES ('a', 0), ('b', 1)) AS o (text, position)
 """
 
 
