@@ -195,10 +195,10 @@ def _scale(scale: dict[str, Any], plots: set[str]) -> list[str]:
         parts += ["More processes on these cores, one vote a request:", table([*heads, "RabbitMQ (µs)", "PostgreSQL (µs)"], rows)]
     if backlog := scale.get("backlog"):
         sizes = {name: [row[place] for row in backlog["series"]] for name, place in (("worker", 2), ("RabbitMQ", 3))}
-        memory = "; ".join(f"{name} {shown(min(size))} to {shown(max(size))} MB" for name, size in sizes.items())
+        largest = "; ".join(f"{name} {shown(min(size))} to {shown(max(size))} MB" for name, size in sizes.items())
         parts.append(
             f"**A backlog** of {backlog['votes']:,} votes, accepted at {shown(backlog['accepted_per_s'])} a second while no worker ran, was"
-            f" counted in {shown(backlog['seconds'])} s: {shown(backlog['counted_per_s'])} a second. Largest process meanwhile: {memory}."
+            f" counted in {shown(backlog['seconds'])} s: {shown(backlog['counted_per_s'])} a second. Largest process meanwhile: {largest}."
         )
     if memory := scale.get("memory"):
         rows = [[f"{int(votes):,}", shown(web), shown(worker)] for votes, web, worker in memory]

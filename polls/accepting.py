@@ -145,8 +145,8 @@ class Desk:
     def __init__(self) -> None:
         self.threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="desk")
         self._publisher = Publisher()
-        self._polls = Snapshots("polls", PollSnapshot.read, settings.POLL_SNAPSHOT_SECONDS, self.threads)
-        self._clients = Snapshots("clients", ClientSnapshot.read, settings.POLL_SNAPSHOT_SECONDS, self.threads)
+        self._polls = Snapshots("polls", PollSnapshot.read_all, settings.POLL_SNAPSHOT_SECONDS, self.threads)
+        self._clients = Snapshots("clients", ClientSnapshot.read_all, settings.POLL_SNAPSHOT_SECONDS, self.threads)
         self._blocked: Snapshots[None, BlockedNetworks] = Snapshots("blocks", _find_blocked, settings.POLL_SNAPSHOT_SECONDS, self.threads)
         self._codes = SharedReads(_find_codes, self.threads)
         self._limits = SharedReads(limits.find_reached, self.threads)
@@ -492,8 +492,8 @@ def voter_of(poll: PollSnapshot, client_id: int | None, cast: Cast) -> UUID | Re
     return poll.voter_keys.of(f"{client_id}:{cast.voter}")
 
 
-def _find_blocked(_: None) -> BlockedNetworks:
-    return blocks.in_force(now())
+def _find_blocked(_: object) -> dict[None, BlockedNetworks]:
+    return {None: blocks.in_force(now())}
 
 
 def _find_codes(keys: Iterable[tuple[UUID, UUID]]) -> dict[tuple[UUID, UUID], tuple[UUID, UUID]]:

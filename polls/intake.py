@@ -8,7 +8,7 @@ import hashlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from random import getrandbits
 from typing import Any, TypeVar
 from uuid import UUID
@@ -452,15 +452,16 @@ def _decode(body: bytes | msgspec.Raw, decoder: msgspec.json.Decoder[T]) -> T:
         raise problems.MALFORMED.says('Send a JSON object like {"option": "17"}, in UTF-8.') from None
 
 
-def _read_results(poll_id: str) -> tuple[bytes, bytes] | None:
-    """Return ETag and body of the poll's results, or None when there is no such poll."""
-    read = results.read_public_results(UUID(poll_id), at=now())
-    if read is None:
-        return None
-    body = msgspec.json.encode(read)
+def _read_results(poll_ids: Sequence[str]) -> dict[str, tuple[bytes, bytes]]:
+    """Return ETag and body of the results of those of the polls that there are."""
+    read = results.read_public_results([UUID(poll_id) for poll_id in poll_ids], at=now())
+    return {str(poll_id): _written(shown) for poll_id, shown in read.items()}
+
+
+def _written(shown: dict[str, Any]) -> tuple[bytes, bytes]:
     # Weak: the same results at a later moment differ in `as_of` only.
-    digest = hashlib.blake2b(msgspec.json.encode({**read, "as_of": None}), digest_size=12).hexdigest()
-    return f'W/"{digest}"'.encode(), body
+    digest = hashlib.blake2b(msgspec.json.encode({**shown, "as_of": None}), digest_size=12).hexdigest()
+    return f'W/"{digest}"'.encode(), msgspec.json.encode(shown)
 
 
 def _refuse(refusal: Refusal) -> Answer:

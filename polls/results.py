@@ -52,19 +52,25 @@ def read_results(poll_id: UUID, at: datetime) -> dict[str, Any] | None:
     return read_all_results([poll_id], at).get(poll_id)
 
 
-def read_public_results(poll_id: UUID, at: datetime) -> dict[str, Any] | None:
-    """Return the same from the replica, where there is one; then `as_of` is by so much earlier as that may be behind."""
-    rows, behind = replica.read(lambda cursor: _rows(cursor, [poll_id]))
-    if not rows:  # it may be too new for the replica
-        return read_results(poll_id, at)
-    return _sum_up(poll_id, rows, at, as_of=at - behind)
+def read_public_results(poll_ids: Sequence[UUID], at: datetime) -> dict[UUID, dict[str, Any]]:
+    """Return the same of those of the polls that there are, from the replica where there is one.
+
+    Then `as_of` is by so much earlier as that may be behind.
+    """
+    rows, behind = replica.read(lambda cursor: _rows(cursor, poll_ids))
+    found = _by_poll(rows, at, as_of=at - behind)
+    too_new = [poll_id for poll_id in poll_ids if poll_id not in found]  # for the replica, or there are none
+    return found | read_all_results(too_new, at) if too_new else found
 
 
 def read_all_results(poll_ids: Sequence[UUID], at: datetime) -> dict[UUID, dict[str, Any]]:
     """Return the results of those of the polls that there are, as `read_results` does. One statement for all."""
     with connection.cursor() as cursor:
-        rows = _rows(cursor, poll_ids)
-    return {poll_id: _sum_up(poll_id, list(its), at, as_of=at) for poll_id, its in groupby(rows, key=itemgetter(0))}
+        return _by_poll(_rows(cursor, poll_ids), at, as_of=at)
+
+
+def _by_poll(rows: list[tuple[Any, ...]], at: datetime, *, as_of: datetime) -> dict[UUID, dict[str, Any]]:
+    return {poll_id: _sum_up(poll_id, list(its), at, as_of=as_of) for poll_id, its in groupby(rows, key=itemgetter(0))}
 
 
 def _rows(cursor: CursorWrapper, poll_ids: Sequence[UUID]) -> list[tuple[Any, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from uuid import UUID
 from django.conf import settings
 from django.utils.timezone import now
 
-from polls import clients, metrics, networks, patience
+from polls import clients, metrics, patience
 from polls.models import LimitMode, Option, Poll, Scope
 from polls.moments import to_microseconds
 from polls.networks import NetworkCipher, cipher_of
@@ -53,7 +54,7 @@ class PollSnapshot:
     allow_withdrawal: bool
     has_hard_limits: bool
     allowed_networks: tuple[IPv4Network | IPv6Network, ...]  # also the installation's
-    cipher: NetworkCipher
+    network_secret: bytes
     results_visibility: str
     opens_at: int
     closes_at: int
@@ -62,34 +63,54 @@ class PollSnapshot:
 
     @staticmethod
     def read(poll_id: str) -> PollSnapshot | None:
-        poll = Poll.objects.filter(id=poll_id).select_related("network_secret").first()
-        if poll is None:
-            return None
-        options = Option.objects.filter(poll=poll).values_list("id", flat=True)
-        has_limits = poll.address_limit is not None or poll.subnet_limit is not None
-        return PollSnapshot(
-            id=poll.id,
-            owner_id=poll.owner_id,
-            is_draft=poll.published_at is None,
-            voter_policy=poll.voter_policy,
-            voter_keys=VoterKeys(poll.id, poll.voter_policy, poll.voter_salt),
-            min_choices=poll.min_choices,
-            max_choices=poll.max_choices,
-            allow_withdrawal=poll.allow_withdrawal,
-            has_hard_limits=has_limits and poll.limit_mode == LimitMode.HARD,
-            allowed_networks=(*settings.ALLOWED_NETWORKS, *(ip_network(network) for network in poll.allowed_networks)),
-            cipher=cipher_of(networks.secret_of(poll)),
-            results_visibility=poll.results_visibility,
-            opens_at=to_microseconds(poll.opens_at),
-            closes_at=to_microseconds(min(poll.closes_at, poll.archived_at or poll.closes_at)),
-            options={str(option_id): option_id for option_id in options},
-        )
+        return PollSnapshot.read_all([poll_id]).get(poll_id)
+
+    @staticmethod
+    def read_all(poll_ids: Sequence[str]) -> dict[str, PollSnapshot]:
+        """Return those of the polls that there are. Without models' instances: votes may come for thousands of polls a second."""
+        options: dict[UUID, dict[str, int]] = defaultdict(dict)
+        for poll_id, option_id in Option.objects.filter(poll_id__in=poll_ids).values_list("poll_id", "id"):
+            options[poll_id][str(option_id)] = option_id
+        return {
+            str(poll["id"]): PollSnapshot(
+                id=poll["id"],
+                owner_id=poll["owner_id"],
+                is_draft=poll["published_at"] is None,
+                voter_policy=poll["voter_policy"],
+                voter_keys=VoterKeys(poll["id"], poll["voter_policy"], poll["voter_salt"]),
+                min_choices=poll["min_choices"],
+                max_choices=poll["max_choices"],
+                allow_withdrawal=poll["allow_withdrawal"],
+                has_hard_limits=(poll["address_limit"], poll["subnet_limit"]) != (None, None) and poll["limit_mode"] == LimitMode.HARD,
+                allowed_networks=(*settings.ALLOWED_NETWORKS, *map(ip_network, poll["allowed_networks"])),
+                network_secret=bytes(poll["network_secret__secret"] or b""),
+                results_visibility=poll["results_visibility"],
+                opens_at=to_microseconds(poll["opens_at"]),
+                closes_at=to_microseconds(min(poll["closes_at"], poll["archived_at"] or poll["closes_at"])),
+                options=options[poll["id"]],
+            )
+            for poll in Poll.objects.filter(id__in=poll_ids).values(*_OF_A_POLL)
+        }
+
+    @property
+    def cipher(self) -> NetworkCipher:
+        """Raises LookupError where the poll has no secret: none is made without, and none loses it."""
+        if not self.network_secret:
+            raise LookupError("the poll has no network secret")
+        return cipher_of(self.network_secret)
 
     def network_keys(self, address: str) -> tuple[UUID, UUID] | None:
         """Return the keys of the address and of its subnet; None for an address of an allowed network, whose votes hold none."""
         if self.allowed_networks and is_in(address, self.allowed_networks):
             return None
         return self.cipher.keys(address)
+
+
+_OF_A_POLL = (
+    "id", "owner_id", "published_at", "voter_policy", "voter_salt", "min_choices", "max_choices", "allow_withdrawal",
+    "address_limit", "subnet_limit", "limit_mode", "allowed_networks", "network_secret__secret",
+    "results_visibility", "opens_at", "closes_at", "archived_at",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,21 +134,28 @@ class ClientSnapshot:
         clients.note_use(client.pk, at)
         return ClientSnapshot(client.pk, client.owner_id, client.poll_id, key_hash, Scope.VOTES_CAST in client.scopes)
 
+    @staticmethod
+    def read_all(prefixes: Sequence[str]) -> dict[str, ClientSnapshot | None]:
+        return {prefix: ClientSnapshot.read(prefix) for prefix in prefixes}
+
 
 class Snapshots(Generic[K, V]):
-    """A cache in front of `read`, in one event loop: one query per key and `seconds`, however many ask at once.
+    """A cache in front of `read`, in one event loop: one look per key and `seconds`, however many ask at once.
 
     What is up to `seconds` old is given at once; up to twice as old too, but read anew meanwhile; older values are waited
-    for, unless PostgreSQL is away. `read` runs in a thread with a database connection of its own.
+    for, unless PostgreSQL is away. `read` gets keys and returns what it found of them; it runs in a thread with a database connection of
+    its own, and all keys that are wanted while it runs share the next.
     """
 
-    def __init__(self, name: str, read: Callable[[K], V], seconds: float, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, name: str, read: Callable[[Sequence[K]], Mapping[K, V]], seconds: float, threads: ThreadPoolExecutor) -> None:
         self._hits, self._told_hits, self._told_misses = 0, metrics.cache_hits[name], metrics.cache_misses[name]
         self._read = read
         self._seconds = seconds
         self._threads = threads
-        self._known: dict[K, tuple[float, V]] = {}  # key: (when it gets old, value)
-        self._reading: dict[K, asyncio.Future[V]] = {}
+        self._known: dict[K, tuple[float, V | None]] = {}  # key: (when it gets old, value)
+        self._reading: dict[K, asyncio.Future[V | None]] = {}
+        self._wanted: list[K] = []  # of them, those for which nobody has asked yet
+        self._asking: asyncio.Future[Mapping[K, V]] | None = None
 
     def known(self, key: K) -> V | None:
         """Return the value where that needs no waiting; None when `get` must be asked."""
@@ -141,7 +169,7 @@ class Snapshots(Generic[K, V]):
         self._hits += 1
         return value
 
-    async def get(self, key: K) -> V:
+    async def get(self, key: K) -> V | None:
         """Return the value, waiting for it if need be. Raises NothingKnownError when it can't be read and never was."""
         entry = self._known.get(key)
         if entry and time.monotonic() < entry[0]:
@@ -156,25 +184,53 @@ class Snapshots(Generic[K, V]):
             self._pause(key)
             return entry[1]
 
-    def _read_anew(self, key: K) -> asyncio.Future[V]:
+    def _read_anew(self, key: K) -> asyncio.Future[V | None]:
         """Have the value read in a thread, once for all that ask meanwhile."""
         if (reading := self._reading.get(key)) is None:
-            # Told now and then: a hit, of which a vote has several, costs a fortieth of telling.
-            self._told_hits.inc(self._hits)
-            self._hits = 0
-            reading = asyncio.get_running_loop().run_in_executor(self._threads, with_a_connection, self._read, key)
-            self._reading[key] = reading
-            reading.add_done_callback(lambda done: self._finished(key, done))
+            loop = asyncio.get_running_loop()
+            reading = self._reading[key] = loop.create_future()
+            self._wanted.append(key)
+            if len(self._wanted) == 1:
+                loop.call_soon(self._ask)  # after the other requests that this turn of the loop has read
         return reading
 
-    def _finished(self, key: K, reading: asyncio.Future[V]) -> None:
-        del self._reading[key]
-        if reading.cancelled() or reading.exception():
-            self._pause(key)
+    def _ask(self) -> None:
+        """Read what is wanted, unless something else is being read: then once that is done, or takes too long."""
+        if self._asking or not self._wanted:
             return
-        if len(self._known) >= MAX_ENTRIES:
-            self._known.clear()  # rare and cheap: each entry is one query to read again
-        self._known[key] = (time.monotonic() + self._seconds, reading.result())
+        # Told now and then: a hit, of which a vote has several, costs a fortieth of telling.
+        self._told_hits.inc(self._hits)
+        self._hits = 0
+        loop, keys = asyncio.get_running_loop(), self._wanted
+        self._wanted = []
+        self._asking = asking = loop.run_in_executor(self._threads, with_a_connection, self._read, keys)
+        asking.add_done_callback(lambda _: self._finished(keys, asking))
+        # One that hangs holds up nobody but those who wait for it.
+        loop.call_later(REFRESH_SECONDS, self._go_on, asking)
+
+    def _go_on(self, asking: asyncio.Future[Mapping[K, V]]) -> None:
+        if self._asking is asking:
+            self._asking = None
+            self._ask()
+
+    def _finished(self, keys: Sequence[K], asking: asyncio.Future[Mapping[K, V]]) -> None:
+        exc = NothingKnownError() if asking.cancelled() else asking.exception()
+        if len(self._known) + len(keys) > MAX_ENTRIES:
+            self._known.clear()  # rare and cheap: the entries are read again together
+        for key in keys:
+            reading = self._reading.pop(key)
+            if exc:
+                self._pause(key)
+            else:
+                self._known[key] = (time.monotonic() + self._seconds, asking.result().get(key))
+            if reading.done():
+                continue
+            if exc is None:
+                reading.set_result(asking.result().get(key))
+            else:
+                reading.set_exception(exc)
+                reading.exception()  # seen, also where nobody waits for it
+        self._go_on(asking)
 
     def _pause(self, key: K) -> None:
         """Leave PostgreSQL alone: what is known of the key counts as fresh for a while."""

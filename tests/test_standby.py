@@ -87,7 +87,7 @@ def test_public_results_are_read_from_the_replica(make_poll, use_replica):
     count_votes([vote_of(poll, "alice")])
     use_replica(f"{database_url()}?application_name=the-replica")
 
-    shown = results.read_public_results(poll.pk, now())
+    shown = results.read_public_results([poll.pk], now())[poll.pk]
 
     assert (shown["total_votes"], shown["revision"]) == (1, 1)
     with connection.cursor() as cursor:
@@ -100,7 +100,7 @@ def test_what_a_replica_does_not_have_yet_is_read_from_the_primary(make_poll, us
     count_votes([vote_of(poll, "alice")])
     use_replica(pair.env["REPLICA_URL"])  # which has no tables at all
 
-    assert results.read_public_results(poll.pk, now())["total_votes"] == 1
+    assert results.read_public_results([poll.pk], now())[poll.pk]["total_votes"] == 1
 
 
 def test_a_poll_that_is_too_new_for_the_replica(make_poll, use_replica, pair):
@@ -115,7 +115,7 @@ def test_a_poll_that_is_too_new_for_the_replica(make_poll, use_replica, pair):
     # Not behind means: all it received is replayed. What the primary committed a moment ago may still be on its way to it.
     wait_until(lambda: is_standby() and one(pair.env["REPLICA_URL"], f"SELECT to_regclass('{tables[-1]}')") != (None,))
     try:
-        assert results.read_public_results(poll.pk, now())["total_votes"] == 0
+        assert results.read_public_results([poll.pk], now())[poll.pk]["total_votes"] == 0
         assert is_standby()  # it did not fail
     finally:
         for table in tables:
