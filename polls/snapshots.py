@@ -68,6 +68,8 @@ class PollSnapshot:
     @staticmethod
     def read_all(poll_ids: Sequence[str]) -> dict[str, PollSnapshot]:
         """Return those of the polls that there are. Without models' instances: votes may come for thousands of polls a second."""
+        polls = list(Poll.objects.filter(id__in=poll_ids).values(*_OF_A_POLL))
+        # Afterwards: of a poll that is made meanwhile either nothing is seen, or all.
         options: dict[UUID, dict[str, int]] = defaultdict(dict)
         for poll_id, option_id in Option.objects.filter(poll_id__in=poll_ids).values_list("poll_id", "id"):
             options[poll_id][str(option_id)] = option_id
@@ -89,7 +91,7 @@ class PollSnapshot:
                 closes_at=to_microseconds(min(poll["closes_at"], poll["archived_at"] or poll["closes_at"])),
                 options=options[poll["id"]],
             )
-            for poll in Poll.objects.filter(id__in=poll_ids).values(*_OF_A_POLL)
+            for poll in polls
         }
 
     @property
