@@ -33,7 +33,8 @@ QUERY_SECONDS = 2.0
 REFRESH_SECONDS = 0.25
 # After PostgreSQL failed, it is left alone for this long (seconds); requests are served from what is known meanwhile.
 PAUSE_SECONDS = 1.0
-MAX_ENTRIES = 10_000
+# Chosen: 40 MB of polls.
+MAX_ENTRIES = 20_000
 
 
 class NothingKnownError(Exception):
@@ -217,21 +218,19 @@ class Snapshots(Generic[K, V]):
 
     def _finished(self, keys: Sequence[K], asking: asyncio.Future[Mapping[K, V]]) -> None:
         exc = NothingKnownError() if asking.cancelled() else asking.exception()
-        if len(self._known) + len(keys) > MAX_ENTRIES:
-            self._known.clear()  # rare and cheap: the entries are read again together
+        old_at = time.monotonic() + self._seconds
         for key in keys:
             reading = self._reading.pop(key)
             if exc:
                 self._pause(key)
-            else:
-                self._known[key] = (time.monotonic() + self._seconds, asking.result().get(key))
-            if reading.done():
-                continue
-            if exc is None:
-                reading.set_result(asking.result().get(key))
-            else:
                 reading.set_exception(exc)
                 reading.exception()  # seen, also where nobody waits for it
+                continue
+            value = asking.result().get(key)
+            if len(self._known) >= MAX_ENTRIES and key not in self._known:
+                self._known.clear()  # rare and cheap: the entries are read again together
+            self._known[key] = (old_at, value)
+            reading.set_result(value)
         self._go_on(asking)
 
     def _pause(self, key: K) -> None:
