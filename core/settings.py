@@ -365,7 +365,7 @@ CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = False  # a bundle i
 CELERY_WORKER_DISABLE_RATE_LIMITS = True
 CELERY_WORKER_MAX_TASKS_PER_CHILD = 50_000
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
-CELERY_WORKER_SEND_TASK_EVENTS = True  # Flower shows each bundle as <37 votes>
+CELERY_WORKER_SEND_TASK_EVENTS = True  # Flower shows a bundle as <37 votes>; tasks/events.py says how many it is told of
 CELERY_DB_REUSE_MAX = 10_000  # tasks per database connection; after an error it is dropped at once
 
 CELERY_TIMEZONE = "UTC"
