@@ -20,8 +20,9 @@ KEEP_ALIVE_SECONDS = 75
 def command(name: str) -> list[str] | None:
     """Return the module that this program is, and its options; None when no program of ours has this name."""
     if name == "web":
-        options = f"--timeout-graceful-shutdown {STOP_SECONDS} --timeout-keep-alive {KEEP_ALIVE_SECONDS} --loop uvloop --http httptools"
-        return f"uvicorn core.asgi:application {options} --lifespan on --no-access-log --no-server-header --no-proxy-headers".split()
+        waits = f"--timeout-graceful-shutdown {STOP_SECONDS} --timeout-keep-alive {KEEP_ALIVE_SECONDS}"
+        speaks = "--loop uvloop --http core.protocol:Protocol --lifespan on"
+        return f"uvicorn core.asgi:application {waits} {speaks} --no-access-log --no-server-header --no-proxy-headers".split()
     if name == "worker":
         return _worker(name, ",".join(settings.VOTES_QUEUES), concurrency=2)
     if name == "periodic":

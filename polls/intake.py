@@ -8,7 +8,7 @@ import hashlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from random import getrandbits
 from typing import Any, TypeVar
 from uuid import UUID
@@ -33,9 +33,10 @@ Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
-Headers = dict[bytes, bytes]
+Fields = list[tuple[bytes, bytes]]
 # Status, headers, and the body, or who sends it bit by bit.
-Answer = tuple[int, list[tuple[bytes, bytes]], bytes | Follower]
+Answer = tuple[int, Fields, bytes | Follower]
+WholeAnswer = tuple[int, Fields, bytes]
 # What answers, the poll id or receipt in the path, the methods offered.
 Door = tuple[Callable[[str, "Request"], Awaitable[Answer]], str, tuple[str, ...]]
 T = TypeVar("T")
@@ -113,14 +114,34 @@ class Intake:
         door = self._find_door(scope["path"]) if scope["type"] == "http" else None
         if door is None:
             return await self._behind(scope, receive, send)
-        answer, subject, methods = door
-        request = Request(scope, receive)
+        request = Request(scope["headers"], scope["client"][0] if scope["client"] else "", receive)
         try:
-            if scope["method"] not in methods:
+            status, headers, body = await self._answer(door, scope["method"], request)
+        except PassOn:
+            return await self._behind(scope, receive, send)
+        if isinstance(body, Follower):
+            return await body.follow(scope["method"], headers, receive, send)
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def answer_whole(self, method: str, path: str, headers: Fields, body: bytes, peer: str) -> Coroutine[Any, Any, WholeAnswer] | None:
+        """Return who answers a request that has arrived with all its body; None where it takes more than that, and ASGI, to answer it."""
+        door = self._find_door(path)
+        if door is None or door[0] == self._follow_results:
+            return None
+        request = Request(headers, peer, body)
+        if door[0] == self._show_results and request.authorization:  # it may be passed on
+            return None
+        return self._answer(door, method, request)  # type: ignore[return-value] # no Follower
+
+    async def _answer(self, door: Door, method: str, request: Request) -> Answer:
+        answer, subject, methods = door
+        try:
+            if method not in methods:
                 raise problems.WRONG_METHOD.says(f"Use {methods[0]} here.", headers={"Allow": ", ".join(methods)})
             status, headers, body = await answer(subject, request)
         except PassOn:
-            return await self._behind(scope, receive, send)
+            raise
         except Refusal as refusal:
             logger.debug("request %s: %d %s", request.id, refusal.problem.status, refusal.problem.slug, extra={"request_id": request.id})
             status, headers, body = _refuse(refusal)
@@ -134,11 +155,10 @@ class Intake:
         if request.rate:
             headers += request.rate.fields
         if isinstance(body, Follower):
-            return await body.follow(scope["method"], headers, receive, send)
+            return status, headers, body
         if status != 204:
             headers.append((b"content-length", b"%d" % len(body)))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+        return status, headers, b"" if method == "HEAD" else body
 
     async def _live(self, receive: Receive, send: Send) -> None:
         """Have the desk work from the server's start to its end (ASGI lifespan)."""
@@ -310,17 +330,17 @@ class Intake:
 
 
 class Request(Caller):
-    """What has arrived: the headers, each read on demand, and the body, too."""
+    """What has arrived: the headers, each read on demand, and the body, or what it is received by."""
 
-    __slots__ = ("_id", "_receive", "_scope", "headers")
+    __slots__ = ("_body", "_fields", "_id", "headers")
 
-    def __init__(self, scope: Scope, receive: Receive) -> None:
-        self.headers: Headers = dict(scope["headers"])
-        self._scope = scope
-        self._receive = receive
+    def __init__(self, fields: Fields, peer: str, body: bytes | Receive) -> None:
+        self.headers = dict(fields)
+        self._fields = fields
+        self._body = body
         given = self.text(b"x-request-id")
         self._id = given if given and REQUEST_ID.fullmatch(given) else None
-        super().__init__(scope["client"][0] if scope["client"] else "", self._id)
+        super().__init__(peer, self._id)
 
     @property
     def id(self) -> str:
@@ -337,8 +357,8 @@ class Request(Caller):
     def header(self, name: bytes) -> str | None:
         if (value := self.headers.get(name)) is None:
             return None
-        if name == b"x-forwarded-for" and len(self.headers) < len(self._scope["headers"]):  # some header has several lines
-            value = b",".join([line for header, line in self._scope["headers"] if header == name])
+        if name == b"x-forwarded-for" and len(self.headers) < len(self._fields):  # some header has several lines
+            value = b",".join([line for header, line in self._fields if header == name])
         return value.decode("latin-1")
 
     def text(self, name: bytes) -> str:
@@ -364,9 +384,13 @@ class Request(Caller):
         length = self.headers.get(b"content-length", b"0")
         if len(length) > 9 or int(length) > most:
             raise _too_large(most)
+        if isinstance(self._body, bytes):
+            if len(self._body) > most:
+                raise _too_large(most)
+            return self._body
         body, more = bytearray(), True
         while more:
-            message = await self._receive()
+            message = await self._body()
             if message["type"] == "http.disconnect":
                 raise problems.MALFORMED.says("The body ended early.")
             body += message.get("body", b"")

@@ -180,7 +180,11 @@ class Snapshots(Generic[K, V]):
             return entry[1]
         self._told_misses.inc()
         try:
-            return await asyncio.wait_for(asyncio.shield(self._read_anew(key)), REFRESH_SECONDS if entry else QUERY_SECONDS)
+            # Neither asyncio.timeout nor wait_for, which need a task: a request may be answered without one.
+            done, _ = await asyncio.wait([self._read_anew(key)], timeout=REFRESH_SECONDS if entry else QUERY_SECONDS)
+            if not done:
+                raise TimeoutError
+            return done.pop().result()
         except Exception as exc:
             if entry is None:
                 raise NothingKnownError from exc

@@ -396,8 +396,7 @@ def process(*command: str, log: Path, **environment: str) -> Iterator[subprocess
 
 
 def web(port: int, log: Path, **environment: str) -> Any:
-    command = f"uvicorn core.asgi:application --port {port} --loop uvloop --http httptools --no-access-log --lifespan on --no-proxy-headers"
-    return process(*command.split(), log=log, **{"DATABASE_URL": database_url(WEB_ROLE), **environment})
+    return process("core", "web", "--port", str(port), log=log, **{"DATABASE_URL": database_url(WEB_ROLE), **environment})
 
 
 def worker(queues: str, log: Path, *, concurrency: int = 2, **environment: str) -> Any:

@@ -33,7 +33,7 @@ from tests.conftest import ROOT, Api, free_port
 
 wait_until = partial(conftest.wait_until, seconds=100)
 pytestmark = pytest.mark.timeout(500)  # ten processes start
-WEB = "uvicorn core.asgi:application --port {port} --loop uvloop --http httptools --no-access-log --lifespan on --no-proxy-headers"
+WEB = "core web --port {port}"
 USERS = ("setup", "web", "worker", "beat", "flower", "monitor")
 
 

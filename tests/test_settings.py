@@ -341,7 +341,7 @@ def test_every_process_refuses_to_start_and_a_production_installation_passes_the
     bad = {**PRODUCTION, "VOTER_SECRET": "short"}
     starts = {
         "setup": (["manage.py", "setup"], bad),
-        "web": (["-m", "uvicorn", "core.asgi:application", "--port", "0"], bad),
+        "web": (["-m", "core", "web", "--port", "0"], bad),
         "worker": (["-m", "celery", "-A", "core", "worker"], bad),
         "beat": (["-m", "celery", "-A", "core", "beat", "--pidfile="], bad),
         "check": (["manage.py", "check", "--deploy", "--fail-level", "WARNING"], PRODUCTION),
