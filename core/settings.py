@@ -190,7 +190,7 @@ TRUSTED_PROXIES = whole("TRUSTED_PROXIES", default=0, minimum=0, maximum=20)
 
 # Votes that one message carries at most. Chosen: a batch of 1,000 in one message is counted a third faster than in five; one is
 # under 100 KiB and counted in 10 ms. Single votes make bundles this large only when more than that many wait at once.
-BUNDLE_MAX_VOTES = whole("BUNDLE_MAX_VOTES", default=1000, minimum=1, maximum=10_000)
+BUNDLE_MAX_VOTES = whole("BUNDLE_MAX_VOTES", default=2000, minimum=1, maximum=10_000)
 
 # A web process's bundle that has room leaves this long after its last one at the earliest (seconds). Chosen: a few busy clients would else
 # make hundreds of bundles of one a second, each of which costs the workers as much as 50 votes; and nobody notices 3 ms.

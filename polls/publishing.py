@@ -31,6 +31,9 @@ MAX_BUNDLES_UNDER_WAY = 32
 RECONNECT_SECONDS = 0.5
 # How long a bundle waits at most for the one on its way. Its own confirm and outbox come on top, and all has to fit into 4 s.
 LONGEST_WAIT_SECONDS = 0.2
+# With so many votes in a bundle, the next one leaves twice as long after it. Chosen: at half of the top rate, 99 % of the answers came
+# in 13 ms instead of 24.
+MANY_VOTES = 50
 # Nobody has a queue of this name: a healthy broker returns what is sent there at once, a blocked one does not.
 PROBE_ROUTING_KEY = "nexus.is-anybody-there"
 HEARTBEAT_SECONDS = 20
@@ -45,7 +48,6 @@ class _Bundle:
 
     def __init__(self) -> None:
         self.votes: list[AcceptedVote] = []
-        self.is_overdue = False  # then it leaves, whatever else is on its way
         self._waiting: list[asyncio.Future[None]] = []
 
     def arrival(self) -> asyncio.Future[None]:
@@ -79,7 +81,8 @@ class Publisher:
         self._unanswered = 0  # votes
         # Read once: asking Django for a setting takes as long as joining a bundle.
         self._max_votes, self._max_waiting = settings.BUNDLE_MAX_VOTES, settings.MAX_WAITING_VOTES
-        self._next_at = 0.0  # when the next bundle that has room may leave, by the loop's clock
+        self._least_pause = settings.BUNDLE_SECONDS
+        self._left_at, self._last_votes = 0.0, 0  # when the last bundle left, by the loop's clock, and with how many
         self._channel: AbstractChannel | None = None
         self._ready = asyncio.Event()
         self._dropped: asyncio.Future[None] | None = None  # settles when the channel in use is given up
@@ -99,75 +102,91 @@ class Publisher:
         """Finish what is on its way, then close the connection."""
         while self._under_way or self._waiting:
             self._send_off()
-            await asyncio.wait(self._under_way)
+            if self._under_way:
+                await asyncio.wait(self._under_way, timeout=self._pause())
+            else:
+                await asyncio.sleep(self._pause())
         if self._keeper:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, *self._closings, return_exceptions=True)
         self._threads.shutdown(wait=False)
 
-    async def take(self, vote: AcceptedVote) -> None:
-        """Return once the vote is in a queue of the broker's or in the committed outbox: it can't be lost any more.
+    def take(self, vote: AcceptedVote) -> asyncio.Future[None]:
+        """Return what settles once the vote is in a queue of the broker's or in the committed outbox: it can't be lost any more.
 
-        Raises NobodyTookItError within LONGEST_WAIT_SECONDS + CONFIRM_SECONDS + OUTBOX_SECONDS, however broker and database fail.
+        Raises NobodyTookItError where too many wait; what it returns does so within LONGEST_WAIT_SECONDS + CONFIRM_SECONDS +
+        OUTBOX_SECONDS, however broker and database fail.
         """
-        await self._join(vote).arrival()
+        if self._unanswered >= self._max_waiting:
+            raise NobodyTookItError
+        bundle = self._next_bundle()
+        bundle.votes.append(vote)
+        self._unanswered += 1
+        return bundle.arrival()
 
     async def take_all(self, votes: Sequence[AcceptedVote]) -> set[UUID]:
         """Return once it is known of all votes whether they can be lost; the ids of those that can. In as much time as `take`."""
-        carried: dict[_Bundle, list[AcceptedVote]] = {}
-        lost: set[UUID] = set()
-        for vote in votes:
-            try:
-                carried.setdefault(self._join(vote), []).append(vote)
-            except NobodyTookItError:
-                lost.add(vote.vote_id)
-        for arrival, passengers in [(bundle.arrival(), passengers) for bundle, passengers in carried.items()]:
+        carried: list[tuple[asyncio.Future[None], Sequence[AcceptedVote]]] = []
+        taken = 0
+        while taken < len(votes) and self._unanswered < self._max_waiting:
+            bundle = self._next_bundle()
+            room = min(self._max_votes - len(bundle.votes), self._max_waiting - self._unanswered)
+            passengers = votes[taken : taken + room]
+            bundle.votes += passengers
+            taken += len(passengers)
+            self._unanswered += len(passengers)
+            carried.append((bundle.arrival(), passengers))
+            if self._is_full(bundle):
+                self._send_off()
+        lost = {vote.vote_id for vote in votes[taken:]}
+        for arrival, passengers in carried:
             try:
                 await arrival
             except NobodyTookItError:
                 lost.update(vote.vote_id for vote in passengers)
         return lost
 
-    def _join(self, vote: AcceptedVote) -> _Bundle:
-        """Put the vote into the bundle that leaves next and return that; raises NobodyTookItError when too many wait."""
-        if self._unanswered >= self._max_waiting:
-            raise NobodyTookItError
+    def _next_bundle(self) -> _Bundle:
+        """Return the bundle that leaves next and has room."""
         if not self._waiting or self._is_full(self._waiting[-1]):
             loop = asyncio.get_running_loop()
             self._waiting.append(_Bundle())
             # After the other requests that this turn of the loop has read: they join the bundle.
             loop.call_soon(self._send_off)
-            loop.call_later(LONGEST_WAIT_SECONDS, self._hurry, self._waiting[-1])
-        bundle = self._waiting[-1]
-        bundle.votes.append(vote)
-        self._unanswered += 1
-        return bundle
+        return self._waiting[-1]
 
     def _is_full(self, bundle: _Bundle) -> bool:
         return len(bundle.votes) >= self._max_votes
 
     def _send_off(self) -> None:
-        """Send the waiting bundles; one that has room waits, while it may, until no other is on its way and its time has come."""
+        """Send the waiting bundles; one that has room waits, the longer the more are on their way."""
         loop = asyncio.get_running_loop()
         while self._waiting and len(self._under_way) < MAX_BUNDLES_UNDER_WAY:
-            if not self._is_full(self._waiting[0]) and not self._waiting[0].is_overdue:
-                if self._under_way:
-                    return
-                if loop.time() < self._next_at:
-                    loop.call_at(self._next_at, self._send_off)
-                    return
-            self._next_at = loop.time() + settings.BUNDLE_SECONDS
-            task = asyncio.create_task(self._carry(self._waiting.popleft()))
+            if not self._is_full(self._waiting[0]) and loop.time() < (leaves_at := self._left_at + self._pause()):
+                loop.call_at(leaves_at, self._send_off)
+                return
+            bundle, self._left_at = self._waiting.popleft(), loop.time()
+            self._last_votes = len(bundle.votes)
+            task = asyncio.create_task(self._carry(bundle))
             self._under_way.add(task)
             task.add_done_callback(self._arrived)
 
-    def _hurry(self, bundle: _Bundle) -> None:
-        bundle.is_overdue = True
-        self._send_off()
+    def _pause(self) -> float:
+        """Return how long a bundle that has room stays behind the last one (seconds).
+
+        Longer where others are on their way, or many votes come: a bundle by itself costs as much as a hundred votes. A client alone
+        waits for no crowd.
+        """
+        if len(self._under_way) > 1:
+            return LONGEST_WAIT_SECONDS
+        pause = self._least_pause * min(2, 1 + self._last_votes / MANY_VOTES)
+        return 2 * pause if self._under_way else pause
 
     def _arrived(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
-        self._send_off()
+        # The answers are written in this turn of the loop, and what those who got them send next is read in the one after it: it joins.
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, self._send_off)
 
     async def _carry(self, bundle: _Bundle) -> None:
         """Settle the bundle: broker, else outbox, else nobody took it."""

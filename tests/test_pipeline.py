@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import itertools
 import socket
 import threading
 import time
@@ -19,7 +20,7 @@ from django.db import OperationalError, connection, transaction
 from django.utils.timezone import now
 from kombu import Producer
 
-from polls import bundles, closing, counting, deadletters, outbox, patience, problems, turns
+from polls import bundles, closing, counting, deadletters, outbox, patience, problems, publishing, turns
 from polls.models import OutboxBundle, Poll, VoteAside
 from polls.publishing import Publisher
 from tests.conftest import (
@@ -236,7 +237,7 @@ def test_no_vote_waits_for_two_slow_confirms_in_a_row(poll):
     async def cast_one_after_the_other():
         publisher = Publisher()
         publisher._channel = SlowChannel()
-        before = asyncio.create_task(publisher.take(first))
+        before = publisher.take(first)
         await asyncio.sleep(0.05)
         started = time.monotonic()
         await publisher.take(second)
@@ -262,13 +263,85 @@ def test_votes_that_come_before_the_next_bundle_may_leave_share_it(poll, monkeyp
         await publisher.take(first)
         waiting = []
         for vote in others:
-            waiting.append(asyncio.create_task(publisher.take(vote)))
+            waiting.append(publisher.take(vote))
             await asyncio.sleep(0.01)
         await asyncio.gather(*waiting)
 
     asyncio.run(cast_one_after_the_other())
 
     assert len(sent) == 2
+
+
+def test_what_is_sent_in_answer_to_an_answer_joins_the_next_bundle(poll, monkeypatch):
+    monkeypatch.setattr(settings, "BUNDLE_SECONDS", 0.05)
+    first, second, third = [vote_of(poll, name) for name in ("alice", "bob", "carol")]
+    sent = []
+
+    class Channel:
+        async def basic_publish(self, body, *args, **kwargs):
+            sent.append(body)
+            await asyncio.sleep(0.08)  # longer than a bundle waits for its time, shorter than it waits for the one on its way
+
+    async def cast():
+        publisher = Publisher()
+        publisher._channel = Channel()
+        before = publisher.take(first)
+        await asyncio.sleep(0.01)
+        waiting = publisher.take(second)
+        await before
+        await asyncio.sleep(0)  # the answer is written, and the next turn of the loop reads
+        await asyncio.gather(waiting, publisher.take(third))
+
+    asyncio.run(cast())
+
+    assert len(sent) == 2
+
+
+def test_a_publisher_that_ends_sends_what_still_waits_for_its_time(poll, monkeypatch):
+    monkeypatch.setattr(settings, "BUNDLE_SECONDS", 0.1)
+
+    class QuickChannel:
+        async def basic_publish(self, *args, **kwargs):
+            pass
+
+    first, second = vote_of(poll, "alice"), vote_of(poll, "bob")
+
+    async def end_in_between():
+        publisher = Publisher()
+        publisher._channel = QuickChannel()
+        await publisher.take(first)
+        waiting = publisher.take(second)
+        await publisher.stop()
+        assert waiting.done()
+
+    asyncio.run(end_in_between())
+
+
+def test_the_more_votes_come_the_fewer_bundles_leave(poll, monkeypatch):
+    """A client alone waits for BUNDLE_SECONDS at most; a crowd's bundles leave half as often."""
+    monkeypatch.setattr(settings, "BUNDLE_SECONDS", 0.1)
+    sent_at = []
+
+    class QuickChannel:
+        async def basic_publish(self, *args, **kwargs):
+            sent_at.append(time.monotonic())
+
+    many = publishing.MANY_VOTES
+    crowds = [[vote_of(poll, uuid4().hex) for _ in range(votes)] for votes in (1, many, 3 * many, 1)]
+
+    async def cast_one_after_the_other():
+        publisher = Publisher()
+        publisher._channel = QuickChannel()
+        for crowd in crowds:
+            await asyncio.gather(*map(publisher.take, crowd))
+
+    asyncio.run(cast_one_after_the_other())
+
+    after_one, after_many, after_more = (later - sooner for sooner, later in itertools.pairwise(sent_at))
+
+    assert 0.09 < after_one < 0.18
+    assert after_many > 0.19
+    assert 0.19 < after_more < 0.36
 
 
 @contextmanager
