@@ -412,12 +412,17 @@ class _Count:
 
     def _place(self, by_voter: dict[Voter, list[AcceptedVote]]) -> None:
         """Give every vote its place: standing or aside."""
-        kept_out = {voter for voter, casts in by_voter.items() if (holds := self.polls[voter[0]].holds) and any(map(holds.fate_of, casts))}
-        firsts = [casts[0] for voter, casts in by_voter.items() if voter not in kept_out]
+        kept_out = set[Voter]()
+        if any(rules.holds for rules in self.polls.values()):
+            kept_out = {voter for voter, casts in by_voter.items() if any(map(self.polls[voter[0]].holds.fate_of, casts))}
+        firsts = [casts[0] for voter, casts in by_voter.items() if not kept_out or voter not in kept_out]
         left_out = self._insert_standing(firsts) if firsts else set()
         inserted = [vote for place, vote in enumerate(firsts) if place not in left_out] if left_out else firsts
         for (poll_id, selection), votes in Counter((vote.poll_id, vote.selection) for vote in inserted).items():
             self._tally(poll_id, selection, votes)
+        if len(inserted) == sum(map(len, by_voter.values())):  # as nearly always: each voter has one vote, and had none
+            self.counted += inserted
+            return
         standing = {(vote.poll_id, vote.voter_key) for vote in inserted}
         contested = {voter: casts for voter, casts in by_voter.items() if len(casts) > 1 or voter not in standing}
         self.counted += [vote for vote in inserted if (vote.poll_id, vote.voter_key) not in contested] if contested else inserted
@@ -664,7 +669,7 @@ def _lock_key(poll_id: UUID) -> int:
 
 def _voters(voters: Iterable[Voter]) -> tuple[str, str]:
     voters = list(voters)
-    return array(poll_id for poll_id, _ in voters), array(voter_key for _, voter_key in voters)
+    return array([poll_id for poll_id, _ in voters]), array([voter_key for _, voter_key in voters])
 
 
 def _network_keys(cast: AcceptedVote) -> list[UUID]:
@@ -728,12 +733,12 @@ def _columns(voters: Iterable[Voter], votes: Sequence[AcceptedVote | _KnownVote]
     """Return the votes column by column, as array literals: poll, voter, vote, selection, moment, address, subnet, signature."""
     return [
         *_voters(voters),
-        array(vote.vote_id for vote in votes),
-        _selections(vote.selection for vote in votes),
-        array(vote.accepted_at for vote in votes),
-        array(vote.address_key for vote in votes),
-        array(vote.subnet_key for vote in votes),
-        array(vote.signature_key for vote in votes),
+        array([vote.vote_id for vote in votes]),
+        _selections([vote.selection for vote in votes]),
+        array([vote.accepted_at for vote in votes]),
+        array([vote.address_key for vote in votes]),
+        array([vote.subnet_key for vote in votes]),
+        array([vote.signature_key for vote in votes]),
     ]
 
 

@@ -16,6 +16,7 @@ from polls.moments import from_microseconds
 
 _SECRET = hashlib.blake2b(settings.VOTER_SECRET.encode(), person=b"receipts").digest()
 _MAC_BYTES = 12
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 # Begun once: a copy of it takes a third of the time of a new one.
 _BEGUN_MAC = hashlib.blake2b(key=_SECRET, digest_size=_MAC_BYTES)
 
@@ -44,7 +45,8 @@ class VoteStatus:
 def write(poll_id: UUID, voter_key: UUID, vote_id: UUID, accepted_at: int) -> str:
     """Return the receipt as 91 URL-safe characters. `accepted_at` in microseconds since 1970 UTC."""
     content = poll_id.bytes + voter_key.bytes + vote_id.bytes + accepted_at.to_bytes(8)
-    return base64.urlsafe_b64encode(content + _mac(content)).rstrip(b"=").decode()
+    # As base64.urlsafe_b64encode does it, but in one step.
+    return binascii.b2a_base64(content + _mac(content), newline=False).translate(_URL_SAFE, b"=").decode()
 
 
 def read(receipt: str) -> Receipt | None:

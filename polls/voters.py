@@ -20,6 +20,11 @@ _SECRET = hashlib.blake2b(settings.VOTER_SECRET.encode()).digest()
 _TOKEN_SECRET = hashlib.blake2b(settings.VOTER_SECRET.encode(), person=b"voter tokens").digest()
 
 
+def _uuid(content: bytes) -> UUID:
+    """Return `UUID(bytes=content)`, in a quarter of the time."""
+    return msgspec.convert(content, UUID)
+
+
 class VoterKeys:
     """The keyed hashes that stand for the voters of one poll; in another poll the same voter has another one.
 
@@ -34,11 +39,12 @@ class VoterKeys:
     def of(self, voter: str) -> UUID:
         hashed = self._begun.copy()
         hashed.update(voter.encode())
-        return UUID(bytes=hashed.digest())
+        return _uuid(hashed.digest())
 
 
 # The first bytes of a vote id are the request's name, the rest what it chose.
 _NAME_BYTES = 12
+_BEGUN_NAME = hashlib.blake2b(digest_size=_NAME_BYTES)
 
 
 def vote_id(voter: UUID, idempotency_key: str | None, selection: tuple[int, ...]) -> UUID:
@@ -49,9 +55,10 @@ def vote_id(voter: UUID, idempotency_key: str | None, selection: tuple[int, ...]
     """
     if idempotency_key is None:
         # Nobody gains by guessing it, for its receipt is signed. uuid4 asks the kernel for secrets, which takes three times as long.
-        return UUID(int=getrandbits(128))
-    name = hashlib.blake2b(voter.bytes + idempotency_key.encode(), digest_size=_NAME_BYTES).digest()
-    return UUID(bytes=name + _choice_mark(selection))
+        return _uuid(getrandbits(128).to_bytes(16))
+    name = _BEGUN_NAME.copy()
+    name.update(voter.bytes + idempotency_key.encode())
+    return _uuid(name.digest() + _choice_mark(selection))
 
 
 @lru_cache(maxsize=10_000)
