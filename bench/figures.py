@@ -54,10 +54,12 @@ CLAIMS = [
     Claim("the same with 64 connections : one task per vote", SINGLE_64, TASKS),
     Claim("the same with 64 connections : DRF with a counter", SINGLE_64, DRF),
     Claim("one vote a request : nothing behind the server", SINGLE, NOOP, 0.5),
+    Claim("one vote a request : nothing behind the server, below ASGI", SINGLE, "limits.noop_whole_per_s"),
     Claim("one vote a request : confirmed messages of one vote", SINGLE, "limits.confirmed_publish_per_s"),
     Claim("one vote a request : commits of one row", SINGLE, "limits.single_commits_per_s"),
     Claim("batches of 1,000 : bare bulk INSERT", BATCH, "limits.bulk_insert_per_s", 0.7),
     Claim("reading results : nothing behind the server", "reads.product_per_s", "reads.noop_per_s", 0.8),
+    Claim("reading results : nothing behind the server, below ASGI", "reads.product_per_s", "reads.noop_whole_per_s"),
     Claim("reading results : DRF, counters", "reads.product_per_s", "reads.sync_drf_per_s"),
     Claim("reading results : DRF, COUNT(*)", "reads.product_per_s", "reads.sync_drf_count_per_s"),
     Claim("votes with followers : without", "stream.counted_per_s", SINGLE),
@@ -117,7 +119,7 @@ def in_words(claim: dict[str, Any]) -> str:
     least, most = claim["range"]
     wanted = f"; wanted {'at most ' if claim['at_most'] else ''}{claim['wanted']:g}" if claim["wanted"] is not None else ""
     missed = "" if claim["met"] else "  MISSED"
-    return f"{claim['words']:<58}{shown(claim['value']):>9} ({shown(least)} to {shown(most)}{wanted}){missed}"
+    return f"{claim['words']:<62}{shown(claim['value']):>9} ({shown(least)} to {shown(most)}{wanted}){missed}"
 
 
 def shown(value: float) -> str:

@@ -206,7 +206,7 @@ def main() -> None:
 
         django.setup()
         recorded = limits.Recorded(bench)
-        server = 1e6 / limits.measure_noop(bench, recorded)["limits.noop_http_per_s"]
+        server = 1e6 / limits.measure_noop(bench, recorded)["limits.noop_whole_per_s"]
         bar.update()
         bench.have("web", "worker")
         columns: dict[str, Hops] = {}
@@ -218,7 +218,7 @@ def main() -> None:
             web, taken = measure_web(poll, casts[0], votes, times)
             confirm = measure_confirm(stack, taken, times)
             columns[title] = {
-                **({"HTTP: uvicorn reads and writes": server} if votes == 1 else {}),
+                **({"HTTP: read and write, below ASGI": server} if votes == 1 else {}),
                 **web,
                 "the broker's confirm": confirm,
                 **measure_worker(taken, times),

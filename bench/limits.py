@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 import psycopg2
+from django.conf import settings
 from pamqp import frame
 from pamqp.body import ContentBody
 from pamqp.commands import Basic
@@ -22,7 +23,6 @@ from pamqp.header import ContentHeader
 
 from bench import noop
 from bench.contestants import (
-    BATCH,
     HALF_RATE_SECONDS,
     PATIENCE_SECONDS,
     PRODUCT_CONNECTIONS,
@@ -89,23 +89,27 @@ class Recorded:
         raise SystemExit("The message of a vote was in no queue of votes.")
 
 
-def noop_command(port: int) -> list[str]:
-    """The product's own command line, with nothing behind it."""
+def noop_command(port: int, application: str = "application") -> list[str]:
+    """The product's own command line, with nothing behind it: an endpoint of bench/noop.py."""
     product = command("web") or []
     if _APPLICATION not in product:
         raise SystemExit(f"`python -m core web` does not serve {_APPLICATION} any more: what is the same server with nothing behind it?")
-    ours = ["bench.noop:application" if part == _APPLICATION else part for part in product]
+    ours = [f"bench.noop:{application}" if part == _APPLICATION else part for part in product]
     return [*ours, "--host", "127.0.0.1", "--port", str(port)]
 
 
 def measure_noop(bench: Bench, recorded: Recorded) -> Values:
-    """The same server, the same requests, answers of the same size, nothing between them: votes, and results."""
+    """The same server, the same requests, answers of the same size, nothing between them: votes, and results; by ASGI, and without."""
     bench.have()
     port = bench.stack.folder.port("NOOP")
     with process(bench.stack, *noop_command(port), NOOP_ANSWERS=str(recorded.answers)):
         _wait_for(port)
         values = _post_all(bench, port, "noop_http", connections=PRODUCT_CONNECTIONS)
-        return values | measure_reads(port, recorded.results_path, "noop", bench.votes)
+        values |= measure_reads(port, recorded.results_path, "noop", bench.votes)
+    with process(bench.stack, *noop_command(port, "whole"), NOOP_ANSWERS=str(recorded.answers)):
+        _wait_for(port)
+        values |= _post_all(bench, port, "noop_whole", connections=PRODUCT_CONNECTIONS)
+        return values | measure_reads(port, recorded.results_path, "noop_whole", bench.votes)
 
 
 def measure_noop_at_half_rate(bench: Bench, recorded: Recorded) -> Values:
@@ -228,17 +232,18 @@ class Confirms:
 
 
 def measure_bulk_insert(bench: Bench) -> Values:
-    """A bare loop of counting's own statements, 1,000 votes a transaction, with nothing before or around it."""
+    """A bare loop of counting's own statements, as many votes a transaction as a bundle takes, with nothing before or around it."""
     bench.have("web")
     poll = bench.make_poll()
     bench.have()
     options = [int(option["id"]) for option in poll["options"]]
-    number = max(2, 3 * bench.votes // BATCH)
-    batches = [_bulk_arrays(poll["id"], options, BATCH) for _ in range(number + number // 10)]
+    votes = settings.BUNDLE_MAX_VOTES
+    number = max(2, 3 * bench.votes // votes)
+    batches = [_bulk_arrays(poll["id"], options, votes) for _ in range(number + number // 10)]
     tally = [
         f"{{{poll['id']},{poll['id']}}}",
         "{" + ",".join(f'"{{{option}}}"' for option in options) + "}",
-        f"{{{BATCH // 2},{BATCH // 2}}}",
+        f"{{{votes // 2},{votes // 2}}}",
     ]
     from polls.counting import CHANGE_TALLIES, INSERT_STANDING
 
@@ -252,9 +257,9 @@ def measure_bulk_insert(bench: Bench) -> Values:
             cursor.execute(CHANGE_TALLIES.execution, tally)
             connection.commit()
             seconds.append(time.perf_counter() - begun)
-    if bench.database.tallied(poll["id"]) != len(batches) * BATCH:
+    if bench.database.tallied(poll["id"]) != len(batches) * votes:
         raise SystemExit("Not every vote of the bare INSERT was tallied: the figures would mean nothing.")
-    return {"limits.bulk_insert_per_s": number * BATCH / sum(seconds[-number:])}
+    return {"limits.bulk_insert_per_s": number * votes / sum(seconds[-number:])}
 
 
 def _bulk_arrays(poll_id: str, options: list[int], votes: int) -> list[str]:

@@ -1,7 +1,8 @@
 """Nothing behind the server: what uvicorn can do at most, and what the load generator can.
 
 `application` gives the answers that the product gave (their headers and bodies, from the file in NOOP_ANSWERS), to the same requests,
-without looking at them. `python -m bench.noop PORT` is no HTTP server at all: it writes one constant answer for whatever it reads.
+without looking at them; `whole` by the shorter way of core/protocol.py, too. `python -m bench.noop PORT` is no HTTP server at all: it
+writes one constant answer for whatever it reads.
 """
 
 from __future__ import annotations
@@ -49,6 +50,19 @@ async def application(scope: Message, receive: Callable[[], Awaitable[Message]],
     status, headers, body = _answers[method]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+class _Whole:
+    """The same for a protocol that asks it before ASGI."""
+
+    async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
+        await application(scope, receive, send)
+
+    async def answer_whole(self, method: str, path: str, headers: Headers, body: bytes, peer: str) -> tuple[int, Headers, bytes]:
+        return _answers[method]
+
+
+whole = _Whole()
 
 
 class _Constant(asyncio.Protocol):

@@ -22,6 +22,7 @@ CONTESTANTS = {
 }
 LIMITS = {
     "noop_http_per_s": "nothing behind the server",
+    "noop_whole_per_s": "nothing behind the server, below ASGI",
     "confirmed_publish_per_s": "confirmed messages of one vote",
     "bulk_insert_per_s": "bare bulk INSERT",
     "single_commits_per_s": "commits of one row",
@@ -30,6 +31,7 @@ LIMITS = {
 READS = {
     "product": "this product",
     "noop": "nothing behind the server",
+    "noop_whole": "nothing behind the server, below ASGI",
     "sync_drf": "DRF, counters",
     "sync_drf_count": "DRF, COUNT(*)",
 }
@@ -161,12 +163,14 @@ def _stream(values: dict[str, Any] | None) -> str:
 # What is shown of each size of the table: {name in scale.json: its head}.
 STORED = {
     "stored": "votes stored",
-    "same_postgres_us": "PostgreSQL (µs)",
+    "first_postgres_us": "straight after a checkpoint: PostgreSQL (µs)",
+    "first_wal_bytes": "WAL (bytes)",
+    "same_postgres_us": "then: PostgreSQL (µs)",
     "same_worker_us": "worker (µs)",
-    "same_wal_bytes": "WAL (bytes)",
+    "same_wal_bytes": "WAL (bytes) ",
     "same_counted_per_s": "counted a second",
     "other_postgres_us": "another poll: PostgreSQL (µs)",
-    "other_wal_bytes": "WAL (bytes) ",
+    "other_wal_bytes": "WAL (bytes)  ",
     "other_counted_per_s": "counted a second ",
 }
 
@@ -180,8 +184,9 @@ def _scale(scale: dict[str, Any], plots: set[str]) -> list[str]:
     parts = ["## As it grows"] if scale else []
     if found := points(scale):
         parts += [
-            "What a vote costs (processor time, WAL) when so many are stored already, all in one poll: one that comes to that poll, where"
-            " its key lands anywhere in the index, and one that comes to another. Batches of 1,000.",
+            "What a vote costs (processor time, WAL) when so many are stored already, all in one poll: one of the first 200,000 that come to"
+            " that poll after a checkpoint, where each page of the index that a key lands in goes to the WAL; one of two million that come"
+            " to it then; and one that comes to another poll. Batches of 1,000.",
             _plot("scale", plots),
             table(list(found[0]), [[shown(value) for value in row.values()] for row in found]),
         ]
@@ -219,7 +224,8 @@ warms up with a tenth of its votes. A run in which not every accepted vote was c
 - **One Celery task per vote**: a DRF view that publishes a task, and a worker that writes the vote and adds to a counter.
 - **DRF and PostgreSQL, a counter**: the vote (unique constraint) and `F()` in one transaction, in the request; results from the counters.
 - **DRF and PostgreSQL, COUNT(\\*)**: the vote alone; results are counted when they are read, among as many votes as one contestant casts.
-- **Nothing behind the server**: the command line of `web`, with an application that gives the product's own answers to the same requests.
+- **Nothing behind the server**: the command line of `web`, with an ASGI application that gives the product's own answers.
+- **The same, below ASGI**: with one that answers without ASGI, as hot routes do with requests that arrive as a whole (`core/protocol.py`).
 - **Confirmed messages**: the product's message for one vote, to a quorum queue, up to 1,000 unconfirmed.
-- **Bare bulk INSERT**: counting's statements, 1,000 votes a transaction, in one loop.
+- **Bare bulk INSERT**: counting's statements, as many votes a transaction as a bundle takes (2,000), in one loop.
 - **The load generator alone**: at a server that writes one constant answer for whatever it reads."""

@@ -34,6 +34,8 @@ from stack.up import manage, seed_demo
 TARGET = ROOT / ".local" / "bench" / "scale.json"
 # Votes stored before new ones are measured.
 STORED = (100_000, 1_000_000, 10_000_000, 50_000_000)
+# Of a poll's votes, so many times as many as straight after a checkpoint, when each page that they touch goes to the WAL.
+LONG = 10
 # Polls that the votes of one run go to, at random.
 POLLS = (1, 100, 10_000, 100_000)
 # (web processes, children of the worker)
@@ -61,7 +63,8 @@ FILL_POLLS = """
 
 
 def measure_stored(sizes: tuple[int, ...], votes: int, bar: tqdm[Any]) -> list[dict[str, float]]:
-    """Costs of a vote with so many stored already, all in one poll: of one that comes to that poll, and of one to another."""
+    """Costs of a vote with so many stored already, all in one poll: of those that come to that poll first after a checkpoint, of many
+    that come to it then, and of those that come to another."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as ending:
         return _measure_stored(make_bench(folder, ending, votes), sizes, votes, bar)
 
@@ -77,9 +80,9 @@ def _measure_stored(bench: Bench, sizes: tuple[int, ...], votes: int, bar: tqdm[
         stored = size
         bench.have("web", "worker")
         row: dict[str, float] = {"stored": size}
-        for name, poll in (("same", large), ("other", bench.make_poll())):
-            cost = measure_cost(bench.stack, bench.database, bench.dev, votes, each=BATCH, connections=BATCH_CONNECTIONS, poll=poll)
-            stored += votes + votes // 10 if name == "same" else 0
+        for name, poll, cast in (("first", large, votes), ("same", large, LONG * votes), ("other", bench.make_poll(), votes)):
+            cost = measure_cost(bench.stack, bench.database, bench.dev, cast, each=BATCH, connections=BATCH_CONNECTIONS, poll=poll)
+            stored += cast + cast // 10 if poll is large else 0
             row |= {f"{name}_{value}": figure for value, figure in asdict(cost).items()}
         rows.append(row)
         bar.update()

@@ -277,7 +277,7 @@ def test_the_page_has_the_figures_that_were_measured_and_leaves_out_what_was_not
 
 
 def test_the_page_shows_what_becomes_of_a_growing_table_where_that_was_measured():
-    costs = {f"{poll}_{name}": 12.5 for poll in ("same", "other") for name in ("postgres_us", "worker_us", "wal_bytes")}
+    costs = {f"{poll}_{name}": 12.5 for poll in ("first", "same", "other") for name in ("postgres_us", "worker_us", "wal_bytes")}
     rates = {10**6: 9000.5, 10**9: 8000}
     rows = [{"stored": stored, "same_counted_per_s": rate, "other_counted_per_s": 9000, **costs} for stored, rate in rates.items()]
     series = [[0, 0, 70, 200], [9, 10**6, 80, 300]]
@@ -285,7 +285,7 @@ def test_the_page_shows_what_becomes_of_a_growing_table_where_that_was_measured(
 
     text = page.page({"about": ABOUT, **figures.summed_up([{}])}, {"stored": rows, "backlog": backlog, "memory": [[0, 99, 98]]}, ["scale"])
 
-    assert "| 1,000,000 | 12.5 | 12.5 | 12.5 | 9,000 | 12.5 | 12.5 | 9,000 |\n| 1,000,000,000 | 12.5 |" in text
+    assert "| 1,000,000 | 12.5 | 12.5 | 12.5 | 12.5 | 12.5 | 9,000 | 12.5 | 12.5 | 9,000 |\n| 1,000,000,000 | 12.5 |" in text
     assert "(performance/scale.svg)" in text
     assert "worker 70 to 80 MB; RabbitMQ 200 to 300 MB" in text
     assert "| 0 | 99 | 98 |" in text and "polls at random" not in text
