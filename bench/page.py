@@ -184,9 +184,9 @@ def _scale(scale: dict[str, Any], plots: set[str]) -> list[str]:
     parts = ["## As it grows"] if scale else []
     if found := points(scale):
         parts += [
-            "What a vote costs (processor time, WAL) when so many are stored already, all in one poll: one of the first 200,000 that come to"
-            " that poll after a checkpoint, where each page of the index that a key lands in goes to the WAL; one of two million that come"
-            " to it then; and one that comes to another poll. Batches of 1,000.",
+            "What a vote costs (processor time, WAL) when so many are stored already, all in one poll: one of the first 200,000 that come"
+            " to that poll after a checkpoint, where each page of the index that a key lands in goes to the WAL; one of two million that"
+            " come to it then; and one that comes to another poll. Batches of 1,000.",
             _plot("scale", plots),
             table(list(found[0]), [[shown(value) for value in row.values()] for row in found]),
         ]
