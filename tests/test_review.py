@@ -421,16 +421,16 @@ def test_tallies_equal_votes_at_every_moment_of_rulings_and_changes_of_votes(mak
 def test_a_ruling_waits_for_a_bundle_that_does_not_know_of_it(poll):
     """Without the lock of `keep_counting_out` the bot's vote would stand, for good."""
     begun, go_on = threading.Event(), threading.Event()
-    settle = counting._Count.settle
+    write_outcomes = counting._Count.write_outcomes
 
-    def slowly(count, *args, **kwargs):
+    def slowly(count):
         begun.set()
         assert go_on.wait(20)
-        return settle(count, *args, **kwargs)
+        write_outcomes(count)
 
     def count():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(counting._Count, "settle", slowly)
+            patch.setattr(counting._Count, "write_outcomes", slowly)
             counting.count_votes([vote_of(poll, "bot", address=HOME)])
 
     def rule():
