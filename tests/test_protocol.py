@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 import uvicorn
 
+from core import deprecations
 from core.__main__ import command
 from core.protocol import Protocol
 from tests.conftest import option, tallies, wait_until
@@ -112,6 +113,28 @@ def test_a_vote_counts_whose_client_has_gone_before_the_answer(api, make_poll, c
         connection.sendall(request("POST", f"/api/v1/polls/{poll.pk}/votes", body, authorization=f"Api-Key {client_key}"))
     wait_until(lambda: tallies(poll) == {"soup": 1})
     assert api.cast(poll, "bob").status == 202
+
+
+def test_what_the_product_wants_by_asgi(monkeypatch):
+    """What Django may have to answer, what is sent bit by bit, and what is told more on its way out."""
+    from core.asgi import application  # it sets Django up once more
+
+    results = f"/api/v1/polls/{'0' * 36}/results"
+
+    def goes_by_asgi(path, *headers):
+        answering = application.answer_whole("GET", path, list(headers), b"", "127.0.0.1")
+        if answering is not None:
+            answering.close()
+        return answering is None
+
+    assert not goes_by_asgi(results)
+    assert not goes_by_asgi("/api/v1/votes/receipt", (b"authorization", b"Bearer x"))
+    assert goes_by_asgi(results, (b"authorization", b"Bearer x"))
+    assert goes_by_asgi(results, (b"origin", b"https://shop.example.org"))
+    assert goes_by_asgi(f"{results}/stream")
+    assert goes_by_asgi("/api/v1/polls")
+    monkeypatch.setattr(deprecations, "DEPRECATED", {"/api/v0/": None})
+    assert goes_by_asgi(results)
 
 
 # --- Any application --------------------------------------------------------------------------------------------------
