@@ -52,7 +52,7 @@ def body_of(cast: Cast) -> bytes:
 
 def measure_web(poll: dict[str, Any], cast: Cast, votes: int, times: int) -> tuple[Hops, list[Any]]:
     """What a web process computes for this request of so many votes; and these, as they go into a bundle."""
-    from polls import accepting, bundles, intake, receipts, voters
+    from polls import accepting, bundles, intake, voters
     from polls.moments import iso_of, microseconds_now
     from polls.snapshots import PollSnapshot
 
@@ -80,7 +80,7 @@ def measure_web(poll: dict[str, Any], cast: Cast, votes: int, times: int) -> tup
 
     def name() -> list[Any]:
         return [
-            bundles.AcceptedVote(voters.vote_id(key, None, selection), snapshot.id, key, selection, at)
+            bundles.AcceptedVote(snapshot.vote_ids.of(key, None, selection), snapshot.id, key, selection, at)
             for key, selection in zip(keys, selections, strict=True)
         ]
 
@@ -89,8 +89,8 @@ def measure_web(poll: dict[str, Any], cast: Cast, votes: int, times: int) -> tup
     def tell() -> bytes:
         shown = []
         for place, vote in enumerate(taken):
-            receipt = receipts.write(vote.poll_id, vote.voter_key, vote.vote_id, vote.accepted_at)
-            shown.append(intake.AcceptedItem(vote.vote_id, receipt, "pending", iso_of(vote.accepted_at), place))
+            accepted = accepting.Accepted.of(snapshot, vote)
+            shown.append(intake.AcceptedItem(accepted.id, accepted.receipt, "pending", iso_of(vote.accepted_at), place))
         return msgspec.json.encode(shown)
 
     return {

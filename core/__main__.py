@@ -8,7 +8,9 @@ import os
 import runpy
 import sys
 
+import django
 from django.conf import settings
+from django.core.checks import run_checks
 from django.core.management import execute_from_command_line
 
 # Longer than `Prefer: wait` holds a request (10 s), and than any vote waits for its answer (4 s); streams are ended at once.
@@ -39,6 +41,13 @@ def _worker(name: str, queues: str, concurrency: int) -> list[str]:
     return f"celery -A core worker {options} --loglevel INFO".split()
 
 
+def check_voter_secret() -> None:
+    """End with a sentence where VOTER_SECRET is not the one that the database was filled with. While it is away, nothing can be said."""
+    django.setup()
+    if found := run_checks(tags=["voter_secret"]):
+        sys.exit("\n".join(str(fault.msg) for fault in found))
+
+
 def main(arguments: list[str]) -> None:
     """Become the program. It runs in this process, so signals reach it."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "core.settings")
@@ -46,6 +55,8 @@ def main(arguments: list[str]) -> None:
     if program is None:
         execute_from_command_line(["manage.py", *arguments])
         return
+    if arguments[0] != "flower":  # which knows no voter
+        check_voter_secret()
     sys.argv = [*program, *arguments[1:]]
     runpy.run_module(program[0], run_name="__main__", alter_sys=True)
 

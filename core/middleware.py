@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from uuid import uuid4
 
 from asgiref.sync import async_to_sync
 from django.conf import settings
@@ -14,7 +13,7 @@ from polls import accepting, clients, throttling
 from polls.accepting import Caller
 from polls.api import errors
 from polls.api.callers import DjangoCaller
-from polls.intake import REQUEST_ID
+from polls.intake import REQUEST_ID, new_request_id
 from polls.problems import Refusal
 
 logger = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ class Manners:
     def __call__(self, request: HttpRequest) -> HttpResponse:
         given = request.headers.get("X-Request-ID", "")
         request.given_id = given if REQUEST_ID.fullmatch(given) else None  # type: ignore[attr-defined]
-        request_id = request.given_id or str(uuid4())  # type: ignore[attr-defined]
+        request_id = request.given_id or new_request_id()  # type: ignore[attr-defined]
         named = logs.request_id.set(request_id)
         try:
             response = self._refused(request) or self.get_response(request)

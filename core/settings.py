@@ -95,6 +95,20 @@ SECRET_KEY = secret("SECRET_KEY", "signs sessions and access tokens")
 # Turns voters into voter keys and signs receipts. It must outlive every open poll: with another one, everybody could vote again.
 VOTER_SECRET = secret("VOTER_SECRET", "turns voters into voter keys")
 
+
+def earlier(name: str) -> list[str]:
+    """Read the secrets that were used before, newest first, parted by commas; outside DEBUG a short one stops the start."""
+    values = [value.strip() for value in confidential(name, default="").split(",") if value.strip()]
+    if not DEBUG and any(len(value) < 50 for value in values):
+        raise ImproperlyConfigured(f"{name} holds a secret of less than 50 characters. Commas part them, newest first.")
+    return values
+
+
+# While a secret is changed, the ones before it (docs/operations.md): tokens and sessions that SECRET_KEY signed stay good, and a poll
+# keeps the VOTER_SECRET that it was made with.
+SECRET_KEY_FALLBACKS = earlier("SECRET_KEY_FALLBACKS")
+VOTER_SECRET_FALLBACKS = earlier("VOTER_SECRET_FALLBACKS")
+
 # The names by which others reach us, and the origins (with their scheme) whose pages may send forms to the admin.
 ALLOWED_HOSTS = words("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
 CSRF_TRUSTED_ORIGINS = words("CSRF_TRUSTED_ORIGINS", default=[])
@@ -485,6 +499,7 @@ SIMPLE_JWT = {
     "ROTATE_REFRESH_TOKENS": True,
     "BLACKLIST_AFTER_ROTATION": True,
     "CHECK_REVOKE_TOKEN": True,  # another password ends every token
+    "AUTH_TOKEN_CLASSES": ("polls.accounts.AccessToken",),
     "UPDATE_LAST_LOGIN": False,
 }
 SPECTACULAR_SETTINGS = {

@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -139,6 +139,23 @@ class Voter:
     signature_key: int | None = None
 
 
+class Accepted(NamedTuple):
+    """An accepted vote, and its id and receipt as they are shown."""
+
+    id: UUID
+    receipt: str
+    vote: AcceptedVote
+
+    @staticmethod
+    def of(poll: PollSnapshot, vote: AcceptedVote) -> Accepted:
+        shown_id = poll.vote_ids.shown(vote.vote_id)
+        return Accepted(shown_id, poll.receipts.write(vote.voter_key, shown_id, vote.accepted_at), vote)
+
+    def read_receipt(self) -> Receipt:
+        vote = self.vote
+        return Receipt(vote.poll_id, vote.voter_key, vote.vote_id, from_microseconds(vote.accepted_at), self.id)
+
+
 class Desk:
     """Takes votes. One per web process, in its event loop."""
 
@@ -171,7 +188,7 @@ class Desk:
 
     # --- Taking -------------------------------------------------------------------------------------------------------
 
-    async def accept(self, poll_id: str, cast: Cast, caller: Caller) -> AcceptedVote:
+    async def accept(self, poll_id: str, cast: Cast, caller: Caller) -> Accepted:
         """Return the vote once it can't be lost any more; raises Refusal when it is not taken, or when nobody knows whether it is."""
         cast.check()
         poll = await self.find_poll(poll_id)
@@ -179,7 +196,7 @@ class Desk:
         accepted_at = self._moment(poll)
         return await self._take(poll, voter, cast.select(poll), accepted_at, caller)
 
-    async def withdraw(self, poll_id: str, cast: Cast, caller: Caller) -> AcceptedVote:
+    async def withdraw(self, poll_id: str, cast: Cast, caller: Caller) -> Accepted:
         """Return the withdrawal of the voter's vote, as safe as a vote; raises Refusal as `accept` does."""
         poll = await self.find_poll(poll_id)
         if not poll.allow_withdrawal:
@@ -189,12 +206,12 @@ class Desk:
         voter = await self._identify(poll, cast, caller)
         return await self._take(poll, voter, ballots.WITHDRAWAL, self._moment(poll), caller)
 
-    async def _take(self, poll: PollSnapshot, voter: Voter, selection: ballots.Selection, at: int, caller: Caller) -> AcceptedVote:
+    async def _take(self, poll: PollSnapshot, voter: Voter, selection: ballots.Selection, at: int, caller: Caller) -> Accepted:
         if poll.has_hard_limits and voter.address_key is not None and voter.subnet_key is not None:
             arrival = (poll.id, voter.key, voter.address_key, voter.subnet_key)
             if reason := await or_unavailable(self._limits.get(arrival)):
                 raise problems.LIMIT_REACHED.says(f"No more voters are let in from this network: {Reason(reason).label}.")
-        vote_id = voters.vote_id(voter.key, check_key(caller.idempotency_key), selection)
+        vote_id = poll.vote_ids.of(voter.key, check_key(caller.idempotency_key), selection)
         vote = AcceptedVote(
             vote_id,
             poll.id,
@@ -212,9 +229,9 @@ class Desk:
             await self._publisher.take(vote)
         except NobodyTookItError:
             raise _nobody_took_it() from None
-        return vote
+        return Accepted.of(poll, vote)
 
-    async def accept_batch(self, poll_id: str, casts: Sequence[BatchItem | Refusal], caller: Caller) -> list[AcceptedVote | Refusal]:
+    async def accept_batch(self, poll_id: str, casts: Sequence[BatchItem | Refusal], caller: Caller) -> list[Accepted | Refusal]:
         """Return for each of the casts the vote, safe as in `accept`, or why it is not taken; a Refusal among them stays one.
 
         For API clients only, so that nobody can try codes by the thousand. A key of the whole batch (Idempotency-Key)
@@ -244,7 +261,7 @@ class Desk:
                 accepted_at = self._moment(poll)
                 selection = cast.select(poll)
                 name = check_key(cast.idempotency_key) or (batch_key and f"{batch_key}#{index}")
-                vote_id = voters.vote_id(key, name, selection)
+                vote_id = poll.vote_ids.of(key, name, selection)
                 taken.append(AcceptedVote(vote_id, poll.id, key, selection, accepted_at, request_id=caller.request_id))
             except Refusal as refusal:
                 taken.append(refusal)
@@ -252,7 +269,13 @@ class Desk:
         lost = await self._publisher.take_all(votes)
         if votes and len(lost) == len(votes):
             raise _nobody_took_it()
-        return [_nobody_took_it() if isinstance(vote, AcceptedVote) and vote.vote_id in lost else vote for vote in taken]
+        told: list[Accepted | Refusal] = []
+        for vote in taken:
+            if isinstance(vote, Refusal):
+                told.append(vote)
+            else:
+                told.append(_nobody_took_it() if vote.vote_id in lost else Accepted.of(poll, vote))
+        return told
 
     async def make_voter_token(self, poll_id: str, caller: Caller) -> tuple[UUID, str]:
         """Return the poll's id and a fresh voter token for it; raises Refusal where nobody may have one."""
@@ -262,7 +285,7 @@ class Desk:
         if poll.voter_policy != VoterPolicy.SESSION:
             raise problems.NOT_OFFERED.says("Voter tokens are for polls whose voter_policy is `session`.")
         self._note_attempt(poll, caller.address, tokens=1)
-        return poll.id, voters.new_voter_token(poll.id)
+        return poll.id, voters.new_voter_token(poll.id, poll.keys)
 
     # --- Judging ------------------------------------------------------------------------------------------------------
 
@@ -299,7 +322,7 @@ class Desk:
             who = voters.address_voter(address)
         elif policy == VoterPolicy.SESSION:
             who = caller.voter_token
-            if not voters.is_voter_token(poll.id, who):
+            if not voters.is_voter_token(poll.id, who, poll.keys):
                 raise problems.UNAUTHENTICATED.says(
                     "Get a voter token for this poll by POST /api/v1/voters, and send it as `Voter-Token`, or the cookie that came with it."
                 )
@@ -391,7 +414,7 @@ class Desk:
             try:
                 (status,) = await self.find_statuses([receipt])
             except Refusal:  # the vote is safe all the same
-                status = VoteStatus(receipt.vote_id, "pending", None, receipt.accepted_at, None)
+                status = receipt.pending()
             left = deadline - time.monotonic()
             if status.status != "pending" or left <= 0:
                 return status
@@ -434,10 +457,6 @@ def check_key(idempotency_key: str | None) -> str | None:
     if idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
         raise problems.INVALID.says("Idempotency-Key takes 1 to 255 visible ASCII characters, such as a UUID.")
     return idempotency_key
-
-
-def receipt_of(vote: AcceptedVote) -> Receipt:
-    return Receipt(vote.poll_id, vote.voter_key, vote.vote_id, from_microseconds(vote.accepted_at))
 
 
 async def or_unavailable(reading: Awaitable[V]) -> V:

@@ -2,10 +2,10 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import cast
+from typing import Any, cast
 
 from django.conf import settings
 from django.contrib.auth import authenticate, password_validation
@@ -19,9 +19,11 @@ from django.template.loader import render_to_string
 from django.utils.encoding import force_bytes
 from django.utils.http import urlsafe_base64_decode, urlsafe_base64_encode
 from rest_framework_simplejwt import tokens
-from rest_framework_simplejwt.exceptions import ExpiredTokenError, TokenError
+from rest_framework_simplejwt.backends import TokenBackend
+from rest_framework_simplejwt.exceptions import ExpiredTokenError, TokenBackendError, TokenBackendExpiredToken, TokenError
 from rest_framework_simplejwt.settings import api_settings as jwt
 from rest_framework_simplejwt.token_blacklist.models import BlacklistedToken, OutstandingToken
+from rest_framework_simplejwt.tokens import Token
 from rest_framework_simplejwt.utils import datetime_from_epoch, get_md5_hash_password
 
 from polls import problems
@@ -43,8 +45,35 @@ class Tokens:
     refresh: str
 
 
+class _Signing(TokenBackend):
+    """Signs with SECRET_KEY, and knows what one of SECRET_KEY_FALLBACKS signed."""
+
+    def decode(self, token: Token, verify: bool = True) -> dict[str, Any]:
+        try:
+            return super().decode(token, verify)
+        except TokenBackendExpiredToken:
+            raise
+        except TokenBackendError:
+            for key in settings.SECRET_KEY_FALLBACKS:
+                with suppress(TokenBackendError):
+                    return TokenBackend(self.algorithm, key).decode(token, verify)
+            raise
+
+
+_signing = _Signing(jwt.ALGORITHM, jwt.SIGNING_KEY)
+
+
+class AccessToken(tokens.AccessToken):
+    """What a signed-in client shows with each request."""
+
+    _token_backend = _signing
+
+
 class RefreshToken(tokens.RefreshToken):
     """A refresh token as it was signed. Whether it was used is for `_use_up`, which lets one of two requests at once win."""
+
+    _token_backend = _signing
+    access_token_class = AccessToken
 
     def check_blacklist(self) -> None:
         """Look nothing up."""

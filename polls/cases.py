@@ -12,7 +12,6 @@ from django.db.models import Q, QuerySet
 from polls import networks, problems, results
 from polls.holds import Selector
 from polls.models import CaseState, Decision, Hold, Poll, SuspiciousIP
-from polls.networks import NetworkCipher
 
 # The rule whose cases are about the votes alone that a soft limit holds up, not about all of the network's.
 SOFT_LIMIT = "soft_limit"
@@ -184,7 +183,7 @@ def keys_in(poll: Poll, address: str) -> tuple[UUID, UUID]:
     Raises Refusal when the poll has no secret any more, or the address is none.
     """
     try:
-        return NetworkCipher(networks.secret_of(poll)).keys(address)
+        return networks.cipher_for(poll).keys(address)
     except LookupError:
         raise problems.NOT_OFFERED.says("Nothing can tell this poll's addresses any more.") from None
     except ValueError:

@@ -13,7 +13,7 @@ from uuid import UUID
 from django.db import connection, models, transaction
 from django.db.models import Case, Exists, OuterRef, Q, Value, When
 
-from polls import journal, problems, voters
+from polls import journal, keys, problems, voters
 from polls.editing import SHORTEST_NOTICE
 from polls.journal import Act
 from polls.literals import array
@@ -172,6 +172,22 @@ def _revocable(poll: Poll, ids: list[int]) -> models.QuerySet[VoterCode]:
     return wanted.filter(revoked_at=None)
 
 
+# Codes whose labels are sealed in one transaction.
+SEALED_AT_ONCE = 5000
+
+
+def seal_labels() -> int:
+    """Encrypt the labels that the version before stored in clear; return how many. Repeatable."""
+    sealed, clear = 0, VoterCode.objects.filter(sealed_label=None).exclude(clear_label="").select_related("poll")
+    while some := list(clear.order_by("pk")[:SEALED_AT_ONCE]):
+        for code in some:
+            code.sealed_label = keys.of(code.poll.voter_secret).seal(code.clear_label, code.poll_id.bytes)
+            code.clear_label = ""
+        VoterCode.objects.bulk_update(some, ["sealed_label", "clear_label"])
+        sealed += len(some)
+    return sealed
+
+
 def _new_code() -> str:
     characters = "".join(_ALPHABET[byte % 32] for byte in secrets.token_bytes(12))
     return "-".join((characters[:4], characters[4:8], characters[8:]))
@@ -220,20 +236,21 @@ def _refuse(mistakes: Iterable[tuple[str, str]], problem: problems.Problem = pro
 
 
 def _add(poll: Poll, rows: Sequence[Row], act: Act) -> list[Issued]:
-    voter_keys = voters.VoterKeys(poll.pk, VoterPolicy.CODE, poll.voter_salt)
-    keys = [voter_keys.of(normalise(row.code)) for row in rows]
+    poll_keys = keys.of(poll.voter_secret)
+    voter_keys = voters.VoterKeys(poll.pk, VoterPolicy.CODE, poll.voter_salt, poll_keys)
+    hashed = [voter_keys.of(normalise(row.code)) for row in rows]
     with transaction.atomic():
         poll = _lock(poll, act.at)
         before = poll.codes.count()
         if before + len(rows) > MAX_CODES_OF_A_POLL:
             raise problems.INVALID.says(f"A poll has at most {MAX_CODES_OF_A_POLL} codes; this one has {before}.", pointer="/codes")
-        new = _insert(poll, keys, [row.label for row in rows], act.at)
-        known = dict(poll.codes.filter(voter_key__in=set(keys) - new.keys()).values_list("voter_key", "pk"))
+        new = _insert(poll, hashed, [poll_keys.seal(row.label, poll.pk.bytes) if row.label else None for row in rows], act.at)
+        known = dict(poll.codes.filter(voter_key__in=set(hashed) - new.keys()).values_list("voter_key", "pk"))
         if new:
             journal.write(poll, act, "codes_added", {"codes": (before, before + len(new))})
     return [
         Issued(new[key], row.code, row.label, True) if key in new else Issued(known[key], row.code, row.label, False)
-        for key, row in zip(keys, rows, strict=True)
+        for key, row in zip(hashed, rows, strict=True)
     ]
 
 
@@ -248,16 +265,19 @@ def _lock(poll: Poll, at: datetime) -> Poll:
     return poll
 
 
-def _insert(poll: Poll, keys: Sequence[UUID], labels: Sequence[str], at: datetime) -> dict[UUID, int]:
-    """Insert the codes that the poll does not have; return {voter key: id} of these."""
+def _insert(poll: Poll, voter_keys: Sequence[UUID], labels: Sequence[bytes | None], at: datetime) -> dict[UUID, int]:
+    """Insert the codes that the poll does not have; return {voter key: id} of these.
+
+    In the order of their hashes: in the order of the list, their ids would tell whose each is to whoever has the list.
+    """
     with connection.cursor() as cursor:
         cursor.execute(
             """
-            INSERT INTO voter_codes (poll_id, voter_key, label, created_at)
-            SELECT %s, voter_key, label, %s FROM unnest(%s::uuid[], %s::text[]) WITH ORDINALITY AS c (voter_key, label, position)
-            ORDER BY position ON CONFLICT DO NOTHING RETURNING voter_key, id
+            INSERT INTO voter_codes (poll_id, voter_key, sealed_label, created_at)
+            SELECT %s, voter_key, sealed_label, %s FROM unnest(%s::uuid[], %s::bytea[]) AS c (voter_key, sealed_label)
+            ORDER BY voter_key ON CONFLICT DO NOTHING RETURNING voter_key, id
             """,
-            [poll.pk, at, array(keys), list(labels)],
+            [poll.pk, at, array(voter_keys), array(None if label is None else f"\\x{label.hex()}" for label in labels)],
         )
         return dict(cursor)
 

@@ -13,7 +13,7 @@ from uuid import UUID
 from django.db import DataError, IntegrityError, connection, transaction
 from django.db.backends.utils import CursorWrapper
 
-from polls import ballots, bundles, metrics
+from polls import ballots, bundles, metrics, voters
 from polls.ballots import Fate, Selection
 from polls.bundles import AcceptedVote
 from polls.holds import NO_HOLDS, VOIDED, Holds, Origin, holds_of
@@ -22,6 +22,7 @@ from polls.literals import array
 from polls.models import LimitMode, Outcome, Reason
 from polls.moments import from_microseconds, microseconds_now, to_microseconds
 from polls.prepared import Prepared, execute
+from polls.voters import VoteIds
 
 logger = logging.getLogger(__name__)
 
@@ -84,10 +85,12 @@ def count_votes(votes: Iterable[AcceptedVote]) -> Counter[str]:
     for poll_id, late in count.late.items():
         logger.error("%d votes came after poll %s was final; they are counted", late, poll_id)
     for vote, (outcome, reason) in count.set_aside:
-        logger.info("vote %s: %s, %s; request %s", vote.vote_id, outcome, reason, vote.request_id or vote.vote_id, extra=_names(vote))
+        named = count.names_of(vote)
+        logger.info("vote %s: %s, %s; request %s", named["vote_id"], outcome, reason, vote.request_id or "-", extra=named)
     if logger.isEnabledFor(logging.DEBUG):
         for vote in count.counted:
-            logger.debug("vote %s: counted; request %s", vote.vote_id, vote.request_id or vote.vote_id, extra=_names(vote))
+            named = count.names_of(vote)
+            logger.debug("vote %s: counted; request %s", named["vote_id"], vote.request_id or "-", extra=named)
     outcomes = Counter[str](outcome for _, (outcome, _) in count.set_aside)
     outcomes.update({Outcome.COUNTED: len(count.counted), "repeat": count.repeats})
     return +outcomes
@@ -103,11 +106,6 @@ def _tell(count: _Count, started: float) -> None:
         metrics.decided.labels(outcome, reason).inc(number)
     metrics.counted.inc(len(count.counted))
     metrics.repeated.inc(count.repeats)
-
-
-def _names(vote: AcceptedVote) -> dict[str, object]:
-    """By what its line in the log can be found."""
-    return {"vote_id": vote.vote_id, "request_id": vote.request_id or vote.vote_id}
 
 
 def keep_counting_out(poll_id: UUID) -> None:
@@ -184,6 +182,7 @@ class _Rules:
     beyond_limits: Outcome
     holds: Holds
     is_final: bool
+    vote_ids: VoteIds | None  # none: this process lacks the poll's VOTER_SECRET
     # {selection: whether it can be counted}; a poll has few, and a bundle many votes.
     seen: dict[Selection, bool] = field(default_factory=dict)
 
@@ -327,9 +326,17 @@ class _Count:
                 Outcome.QUARANTINED if mode == LimitMode.SOFT else Outcome.REJECTED,
                 holds_of(poll_id, holds_version),
                 is_final,
+                voters.vote_ids_known(voter_secret and bytes(voter_secret), are_keyed=are_keyed),
             )
-            for poll_id, last_stands, method, options, address_limit, subnet_limit, mode, holds_version, is_final in self.cursor.fetchall()
+            for poll_id, last_stands, method, options, address_limit, subnet_limit, mode, holds_version, is_final, voter_secret, are_keyed
+            in self.cursor.fetchall()
         }  # fmt: skip
+
+    def names_of(self, vote: AcceptedVote) -> dict[str, object]:
+        """Return by what its line in the log can be found: its id as it is shown, and what the client called its request."""
+        rules = self.polls.get(vote.poll_id)
+        shown_id = rules.vote_ids.shown(vote.vote_id) if rules and rules.vote_ids else None
+        return {"vote_id": shown_id, "request_id": vote.request_id}
 
     # --- Limits per address and per subnet ----------------------------------------------------------------------------
 
@@ -686,7 +693,7 @@ _LOCK_POLLS = Prepared(
     "lock_polls",
     """
     SELECT id, allow_change, method, ARRAY(SELECT o.id FROM options o WHERE o.poll_id = p.id),
-           address_limit, subnet_limit, limit_mode, holds_version, finalised_at IS NOT NULL
+           address_limit, subnet_limit, limit_mode, holds_version, finalised_at IS NOT NULL, voter_secret, has_keyed_vote_ids
     FROM polls p WHERE id = ANY(%s::uuid[]) ORDER BY id FOR KEY SHARE
     """,
 )

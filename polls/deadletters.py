@@ -261,7 +261,7 @@ def _take(channel: Any, most: int) -> Iterator[Message]:
 
 def _describe(message: Message, votes: list[AcceptedVote], unreadable: int | None, titles: Mapping[UUID, str]) -> DeadLetter:
     death = ((message.headers or {}).get("x-death") or [{}])[0]
-    asked = {Receipt(vote.poll_id, vote.voter_key, vote.vote_id, from_microseconds(vote.accepted_at)) for vote in votes}
+    asked = {Receipt(vote.poll_id, vote.voter_key, vote.vote_id, from_microseconds(vote.accepted_at), vote.vote_id) for vote in votes}
     inside = Counter(vote.poll_id for vote in votes)
     return DeadLetter(
         message_id=str(message.properties.get("message_id", "")),

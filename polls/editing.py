@@ -10,7 +10,7 @@ from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import connection, transaction
 
-from polls import journal, networks, problems
+from polls import journal, networks, problems, voter_secrets
 from polls.journal import Act
 from polls.models import Option, Poll, PollStatus, Vote, VoterPolicy, VotingMethod
 from polls.moments import iso
@@ -43,7 +43,14 @@ def create_poll(
     wanted = {"opens_at": at, **_all_choices(fields.get("method", VotingMethod.SINGLE), len(options)), **fields}
     wanted["published_at"] = None if wanted.pop("draft", False) else at
     del wanted["options"]
-    poll = Poll(owner=owner, created_at=at, network_secret=networks.current_secret(at), network_secret_since=at, **wanted)
+    poll = Poll(
+        owner=owner,
+        created_at=at,
+        voter_secret=voter_secrets.current(),
+        network_secret=networks.current_secret(at),
+        network_secret_since=at,
+        **wanted,
+    )
     _check_start(poll.opens_at, at)
     _check_end(poll.opens_at, poll.closes_at, at)
     _check_settings(poll, len(options))

@@ -18,7 +18,7 @@ from uuid import UUID
 import msgspec
 from django.db import connection, transaction
 
-from polls import accepting, codes, counting, patience, problems, voters
+from polls import accepting, codes, counting, patience, problems
 from polls.accepting import BatchItem
 from polls.ballots import Selection
 from polls.bundles import AcceptedVote
@@ -265,7 +265,7 @@ class PollBook:
             raise voter_key
         selection = item.select(self._poll)
         name = accepting.check_key(item.idempotency_key) or self._name(voter_key, selection)
-        vote_id = voters.vote_id(voter_key, name, selection)
+        vote_id = self._poll.vote_ids.of(voter_key, name, selection)
         return AcceptedVote(vote_id, self._poll.id, voter_key, selection, 0, request_id=f"line {row.line}")
 
     def _name(self, voter_key: UUID, selection: Selection) -> str:

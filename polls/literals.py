@@ -6,6 +6,6 @@ from uuid import UUID
 import msgspec
 
 
-def array(values: Iterable[UUID | int | None]) -> str:
+def array(values: Iterable[UUID | int | str | None]) -> str:
     """Return the values as a PostgreSQL array literal. Written as JSON, which differs in the brackets only, and is fast to make."""
     return "{" + msgspec.json.encode(list(values))[1:-1].decode() + "}"

@@ -13,6 +13,8 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils.timezone import now
 
+from polls import keys
+
 MAX_OPTIONS = 100
 
 
@@ -111,10 +113,24 @@ class Ruling(models.TextChoices):
     UNBLOCK = "unblock", "let the network in again"
 
 
+class VoterSecret(models.Model):
+    """A VOTER_SECRET that this installation uses or used, by its fingerprint (keys.py). New polls get the newest."""
+
+    fingerprint = models.BinaryField(primary_key=True, max_length=8, editable=False)
+    since = models.DateTimeField()
+    # When somebody said that nobody has it any more.
+    lost_at = models.DateTimeField(null=True)
+
+    class Meta:
+        db_table = "voter_secrets"
+
+
 class NetworkSecret(models.Model):
     """What turns addresses into network keys, and back as long as this row exists (networks.py)."""
 
     secret = models.BinaryField(max_length=32, editable=False)
+    # The fingerprint of the VOTER_SECRET that it goes with; none: of the oldest.
+    voter_secret = models.BinaryField(max_length=8, null=True, editable=False)
     made_at = models.DateTimeField()
 
     class Meta:
@@ -176,6 +192,10 @@ class Poll(models.Model):
     network_secret_since = models.DateTimeField(null=True, editable=False)
     # Part of its voter keys. Deleted some time after its end: then nobody can try addresses against them.
     voter_salt = models.BinaryField(max_length=16, null=True, default=new_voter_salt, editable=False)
+    # The fingerprint of the VOTER_SECRET that it keeps to its end; none: the oldest.
+    voter_secret = models.BinaryField(max_length=8, null=True, editable=False)
+    # False where it took votes before vote ids were keyed (voters.FormerVoteIds). The version before does not know the column.
+    has_keyed_vote_ids = models.BooleanField(default=True, db_default=False, editable=False)
     # Grows with every change of its holds; 0: it never had any.
     holds_version = models.PositiveIntegerField(default=0, editable=False)
 
@@ -542,8 +562,10 @@ class VoterCode(models.Model):
 
     poll = models.ForeignKey(Poll, on_delete=models.CASCADE, related_name="codes", db_index=False)
     voter_key = models.UUIDField()
-    # The owner's own words for whom it was made, such as a membership number.
-    label = models.CharField(max_length=100, blank=True)
+    # The owner's own words for whom it was made, such as a membership number, encrypted: beside the votes they would name voters.
+    sealed_label = models.BinaryField(null=True, editable=False)
+    # The same in clear, as the version before stored it, until `codes.seal_labels` comes by.
+    clear_label = models.CharField(max_length=100, blank=True, default="", db_default="", db_column="label", editable=False)
     created_at = models.DateTimeField(default=now)
     # From this moment on it is not accepted. A little after the revocation, by when every web process knows.
     revoked_at = models.DateTimeField(null=True)
@@ -554,7 +576,16 @@ class VoterCode(models.Model):
         indexes = [models.Index(fields=["poll", "id"], name="codes_of_a_poll")]  # GET /polls/{id}/codes, page by page
 
     def __str__(self) -> str:
-        return self.label or f"code {self.pk}"
+        return f"code {self.pk}"
+
+    @property
+    def label(self) -> str:
+        """For whom it was made; empty where nothing was said, or the VOTER_SECRET that sealed it is gone."""
+        return label_of(self.poll_id, self.sealed_label, self.clear_label)
+
+
+def label_of(poll_id: uuid.UUID, sealed_label: bytes | memoryview | None, clear_label: str) -> str:
+    return clear_label if sealed_label is None else keys.unseal(sealed_label, poll_id.bytes) or ""
 
 
 class OutboxBundle(models.Model):

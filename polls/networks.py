@@ -14,10 +14,10 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import Q
 
+from polls import keys, voter_secrets
 from polls.models import NetworkKind, NetworkSecret, Poll
 from polls.voters import IPV4_IN_IPV6, pack
 
-_SECRET = hashlib.blake2b(settings.VOTER_SECRET.encode(), person=b"networks").digest()
 # After this time every web process makes its keys with a poll's new secret.
 _KNOWN_EVERYWHERE_AFTER = timedelta(seconds=2 * settings.POLL_SNAPSHOT_SECONDS + 1)
 
@@ -29,10 +29,13 @@ class NetworkCipher:
     threads at once.
     """
 
-    def __init__(self, secret: bytes) -> None:
-        self._signature_key = _derived(secret, b"signatures", 32)
-        self._addresses = Cipher(algorithms.AES(_derived(secret, b"addresses", 16)), modes.ECB())  # noqa: S305 - one block each
-        self._subnets = Cipher(algorithms.AES(_derived(secret, b"subnets", 16)), modes.ECB())  # noqa: S305
+    def __init__(self, secret: bytes, of: keys.Keys = keys.OWN) -> None:
+        def derived(purpose: bytes, size: int) -> bytes:
+            return hashlib.blake2b(secret, key=of.networks, person=purpose, digest_size=size).digest()
+
+        self._signature_key = derived(b"signatures", 32)
+        self._addresses = Cipher(algorithms.AES(derived(b"addresses", 16)), modes.ECB())  # noqa: S305 - one block each
+        self._subnets = Cipher(algorithms.AES(derived(b"subnets", 16)), modes.ECB())  # noqa: S305
         self._encrypt_address = self._addresses.encryptor()
         self._encrypt_subnet = self._subnets.encryptor()
         self.keys = lru_cache(maxsize=10_000)(self._keys)
@@ -68,20 +71,21 @@ def _is_ipv4(packed: bytes) -> bool:
     return packed.startswith(IPV4_IN_IPV6)
 
 
-def _derived(secret: bytes, purpose: bytes, size: int) -> bytes:
-    return hashlib.blake2b(secret, key=_SECRET, person=purpose, digest_size=size).digest()
-
-
 @lru_cache(maxsize=100)
-def cipher_of(secret: bytes) -> NetworkCipher:
-    return NetworkCipher(secret)
+def cipher_of(secret: bytes, voter_secret: bytes | None = None) -> NetworkCipher:
+    """Return the cipher of a NetworkSecret's `secret` and `voter_secret`."""
+    return NetworkCipher(secret, keys.of(voter_secret))
 
 
-def secret_of(poll: Poll) -> bytes:
+def cipher_for(poll: Poll) -> NetworkCipher:
     """Return what the keys of the poll's next votes are made with. Raises LookupError when it has none."""
     if poll.network_secret is None:
         raise LookupError("the poll has no network secret")
-    return bytes(poll.network_secret.secret)
+    return _cipher(poll.network_secret)
+
+
+def _cipher(secret: NetworkSecret) -> NetworkCipher:
+    return cipher_of(bytes(secret.secret), secret.voter_secret and bytes(secret.voter_secret))
 
 
 def reveal(network_secret: NetworkSecret | None, kind: str, network_key: UUID, subnet_key: UUID | None = None) -> str | None:
@@ -91,15 +95,38 @@ def reveal(network_secret: NetworkSecret | None, kind: str, network_key: UUID, s
     """
     if network_secret is None:
         return None
-    cipher = NetworkCipher(bytes(network_secret.secret))
     try:
+        cipher = _cipher(network_secret)
         if kind == NetworkKind.SUBNET:
             return str(cipher.subnet_of(network_key))
         address = cipher.address_of(network_key)
         subnet = None if subnet_key is None else cipher.subnet_of(subnet_key)
-    except ValueError:
+    except (ValueError, keys.UnknownSecretError):
         return None
     return str(address) if subnet is None or address.network_address in subnet else None
+
+
+def can_be_read() -> bool:
+    """Return False when the newest polls' votes hold subnets that VOTER_SECRET does not open; True also when there are none."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT s.secret, v.subnet_key
+            FROM (SELECT * FROM polls WHERE voter_policy IN ('ip', 'session', 'account') ORDER BY created_at DESC LIMIT 20) p
+            JOIN network_secrets s ON s.id = p.network_secret_id
+            CROSS JOIN LATERAL (
+                SELECT subnet_key FROM votes
+                WHERE poll_id = p.id AND subnet_key IS NOT NULL AND accepted_at > p.network_secret_since LIMIT 1
+            ) v
+            """
+        )
+        found = [(bytes(secret), subnet_key) for secret, subnet_key in cursor]
+    for secret, subnet_key in found:
+        try:
+            cipher_of(secret).subnet_of(subnet_key)
+        except ValueError:
+            return False
+    return True
 
 
 # --- The life of secrets ----------------------------------------------------------------------------------------------
@@ -113,14 +140,17 @@ def current_secret(at: datetime) -> NetworkSecret:
 def rotate(at: datetime) -> NetworkSecret:
     """Return the secret that new polls get: another one after NETWORK_SECRET_ROTATE_DAYS, which polls that have not opened get, too.
 
+    And another one once VOTER_SECRET was changed (voter_secrets.rotate).
+
     An open poll keeps its own, so that its limits per network stay exact. Repeatable; two at once make one.
     """
     with transaction.atomic():
         _lock()
-        newest = _newest()
-        if newest and at < newest.made_at + timedelta(days=settings.NETWORK_SECRET_ROTATE_DAYS):
+        newest, voter_secret = _newest(), voter_secrets.current()
+        is_current = newest and (voter_secret is None or newest.voter_secret is None or bytes(newest.voter_secret) == voter_secret)
+        if newest and is_current and at < newest.made_at + timedelta(days=settings.NETWORK_SECRET_ROTATE_DAYS):
             return newest
-        newest = NetworkSecret.objects.create(secret=secrets.token_bytes(32), made_at=at)
+        newest = NetworkSecret.objects.create(secret=secrets.token_bytes(32), voter_secret=voter_secret, made_at=at)
         not_open = Q(published_at=None) | Q(opens_at__gt=at + _KNOWN_EVERYWHERE_AFTER)
         Poll.objects.filter(not_open).update(network_secret=newest, network_secret_since=at)
     return newest

@@ -32,7 +32,8 @@ RIGHTS = {
     "blocks": (_ALL, "SELECT, DELETE"),
     "attempts": (_KEEP, "SELECT, DELETE"),
     "network_secrets": (_LOOK, _ALL),
-    "voter_codes": (_KEEP, _LOOK),
+    "voter_secrets": (_LOOK, _LOOK),
+    "voter_codes": (_KEEP, "SELECT, UPDATE (sealed_label, label)"),
     "api_clients": (_ALL, _LOOK),
     # A bundle that was answered with 202: who takes it in can't take it out.
     "outbox": (_ADD, "SELECT, UPDATE, DELETE"),

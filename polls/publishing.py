@@ -202,9 +202,6 @@ class Publisher:
                 metrics.accepted["outbox"].inc(votes)
                 logger.info("bundle %s: %d votes in the outbox as %d", task_id, votes, kept)
             bundle.arrive()
-            if logger.isEnabledFor(logging.DEBUG):
-                for vote in bundle.votes:
-                    logger.debug("vote %s: in bundle %s; request %s", vote.vote_id, task_id, vote.request_id or vote.vote_id)
         except BaseException as exc:  # cancelled, too: nobody may wait for ever
             logger.error("bundle %s: %d votes were answered 503: %s", task_id, votes, type(exc).__name__)
             bundle.arrive(NobodyTookItError())

@@ -1,5 +1,7 @@
 """The receipt: what a client gets with its 202, and what tells it later what became of the vote."""
 
+from __future__ import annotations
+
 import base64
 import binascii
 import hashlib
@@ -7,18 +9,17 @@ import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
-from django.conf import settings
 from django.db import connection
 
+from polls import keys
 from polls.moments import from_microseconds
+from polls.voters import FormerVoteIds, VoteIds
 
-_SECRET = hashlib.blake2b(settings.VOTER_SECRET.encode(), person=b"receipts").digest()
 _MAC_BYTES = 12
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
-# Begun once: a copy of it takes a third of the time of a new one.
-_BEGUN_MAC = hashlib.blake2b(key=_SECRET, digest_size=_MAC_BYTES)
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,17 @@ class Receipt:
     voter_key: UUID
     vote_id: UUID
     accepted_at: datetime
+    # The vote's id as its answer and the receipt's text show it (VoteIds.shown).
+    shown_id: UUID
+
+    def pending(self) -> VoteStatus:
+        """What is known of the vote before it is counted."""
+        return VoteStatus(self.shown_id, "pending", None, self.accepted_at, None)
 
 
 @dataclass(frozen=True)
 class VoteStatus:
-    """What became of a vote; never what was chosen."""
+    """What became of a vote; never what was chosen. `vote_id` as it is shown."""
 
     vote_id: UUID
     status: str
@@ -42,24 +49,47 @@ class VoteStatus:
     counted_at: datetime | None
 
 
-def write(poll_id: UUID, voter_key: UUID, vote_id: UUID, accepted_at: int) -> str:
-    """Return the receipt as 91 URL-safe characters. `accepted_at` in microseconds since 1970 UTC."""
-    content = poll_id.bytes + voter_key.bytes + vote_id.bytes + accepted_at.to_bytes(8)
-    # As base64.urlsafe_b64encode does it, but in one step.
-    return binascii.b2a_base64(content + _mac(content), newline=False).translate(_URL_SAFE, b"=").decode()
+class Writer:
+    """Writes the receipts of one poll. `vote_ids`: those of the poll, which say how a vote's id is shown."""
+
+    def __init__(self, poll_id: UUID, vote_ids: VoteIds, of: keys.Keys = keys.OWN) -> None:
+        self._shown = vote_ids.shown
+        # Begun once: a copy of it takes a third of the time of a new one.
+        self._begun = _begun_mac(of.sealed_receipts if isinstance(vote_ids, FormerVoteIds) else of.receipts)
+        self._begun.update(poll_id.bytes)
+        self._poll_id = poll_id.bytes
+
+    def write(self, voter_key: UUID, shown_id: UUID, accepted_at: int) -> str:
+        """Return the receipt as 91 URL-safe characters. `accepted_at` in microseconds since 1970 UTC."""
+        content = voter_key.bytes + shown_id.bytes + accepted_at.to_bytes(8)
+        mac = self._begun.copy()
+        mac.update(content)
+        # As base64.urlsafe_b64encode does it, but in one step.
+        return binascii.b2a_base64(self._poll_id + content + mac.digest(), newline=False).translate(_URL_SAFE, b"=").decode()
 
 
 def read(receipt: str) -> Receipt | None:
-    """Return the receipt, or None when this installation never wrote it."""
+    """Return the receipt, or None when this installation never wrote it.
+
+    One spelling only, as written: base64 lets the last character differ in bits that carry nothing.
+    """
     try:
         raw = base64.b64decode(receipt + "=" * (-len(receipt) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         return None
-    content, mac = raw[:56], raw[56:]
-    if len(raw) != 56 + _MAC_BYTES or not hmac.compare_digest(mac, _mac(content)):
+    if len(raw) != 56 + _MAC_BYTES or base64.urlsafe_b64encode(raw).rstrip(b"=") != receipt.encode():
         return None
-    poll_id, voter_key, vote_id = (UUID(bytes=content[start : start + 16]) for start in (0, 16, 32))
-    return Receipt(poll_id, voter_key, vote_id, from_microseconds(int.from_bytes(content[48:])))
+    content, mac = raw[:56], raw[56:]
+    poll_id, voter_key, shown_id = (UUID(bytes=content[start : start + 16]) for start in (0, 16, 32))
+    for of in keys.KNOWN:
+        if hmac.compare_digest(mac, _mac(of.receipts, content)):
+            vote_id = shown_id
+        elif hmac.compare_digest(mac, _mac(of.sealed_receipts, content)):
+            vote_id = FormerVoteIds(of).hidden(shown_id)
+        else:
+            continue
+        return Receipt(poll_id, voter_key, vote_id, from_microseconds(int.from_bytes(content[48:])), shown_id)
+    return None
 
 
 # One statement, so one moment: a vote that is being set aside is never found in neither table.
@@ -73,18 +103,22 @@ _STATUSES = """
 
 def find_statuses(receipts: Sequence[Receipt]) -> dict[Receipt, VoteStatus]:
     """Return what became of the votes. In neither table one is pending: a genuine receipt means that it was accepted."""
-    keys = [[getattr(receipt, name) for receipt in receipts] for name in ("poll_id", "voter_key", "vote_id")]
+    asked = [[getattr(receipt, name) for receipt in receipts] for name in ("poll_id", "voter_key", "vote_id")]
     with connection.cursor() as cursor:
-        cursor.execute(_STATUSES, keys)
-        found = {(poll_id, voter_key, vote_id): VoteStatus(vote_id, *rest) for poll_id, voter_key, vote_id, *rest in cursor}
-    return {
-        receipt: found.get((receipt.poll_id, receipt.voter_key, receipt.vote_id))
-        or VoteStatus(receipt.vote_id, "pending", None, receipt.accepted_at, None)
-        for receipt in receipts
-    }
+        cursor.execute(_STATUSES, asked)
+        found = {(poll_id, voter_key, vote_id): rest for poll_id, voter_key, vote_id, *rest in cursor}
+    return {receipt: _status(receipt, found.get((receipt.poll_id, receipt.voter_key, receipt.vote_id))) for receipt in receipts}
 
 
-def _mac(content: bytes) -> bytes:
-    mac = _BEGUN_MAC.copy()
+def _status(receipt: Receipt, found: Sequence[Any] | None) -> VoteStatus:
+    return VoteStatus(receipt.shown_id, *found) if found else receipt.pending()
+
+
+def _begun_mac(key: bytes) -> hashlib.blake2b:
+    return hashlib.blake2b(key=key, digest_size=_MAC_BYTES)
+
+
+def _mac(key: bytes, content: bytes) -> bytes:
+    mac = _begun_mac(key)
     mac.update(content)
     return mac.digest()

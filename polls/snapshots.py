@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Generic, TypeVar
 from uuid import UUID
@@ -16,11 +17,12 @@ from uuid import UUID
 from django.conf import settings
 from django.utils.timezone import now
 
-from polls import clients, metrics, patience
+from polls import clients, keys, metrics, patience, problems, receipts
+from polls.keys import UnknownSecretError
 from polls.models import LimitMode, Option, Poll, Scope
 from polls.moments import to_microseconds
 from polls.networks import NetworkCipher, cipher_of
-from polls.voters import VoterKeys, is_in
+from polls.voters import VoteIds, VoterKeys, is_in, vote_ids_of
 
 logger = logging.getLogger(__name__)
 K = TypeVar("K", bound=Hashable)
@@ -49,13 +51,17 @@ class PollSnapshot:
     owner_id: int
     is_draft: bool
     voter_policy: str
-    voter_keys: VoterKeys
+    voter_salt: bytes | None
+    # The fingerprint of its VOTER_SECRET.
+    voter_secret: bytes | None
+    has_keyed_vote_ids: bool
     min_choices: int
     max_choices: int
     allow_withdrawal: bool
     has_hard_limits: bool
     allowed_networks: tuple[IPv4Network | IPv6Network, ...]  # also the installation's
-    network_secret: bytes
+    # `secret` and `voter_secret` of its NetworkSecret.
+    network_secret: tuple[bytes, bytes | None] | None
     results_visibility: str
     opens_at: int
     closes_at: int
@@ -80,13 +86,17 @@ class PollSnapshot:
                 owner_id=poll["owner_id"],
                 is_draft=poll["published_at"] is None,
                 voter_policy=poll["voter_policy"],
-                voter_keys=VoterKeys(poll["id"], poll["voter_policy"], poll["voter_salt"]),
+                voter_salt=_bytes(poll["voter_salt"]),
+                voter_secret=_bytes(poll["voter_secret"]),
+                has_keyed_vote_ids=poll["has_keyed_vote_ids"],
                 min_choices=poll["min_choices"],
                 max_choices=poll["max_choices"],
                 allow_withdrawal=poll["allow_withdrawal"],
                 has_hard_limits=(poll["address_limit"], poll["subnet_limit"]) != (None, None) and poll["limit_mode"] == LimitMode.HARD,
                 allowed_networks=(*settings.ALLOWED_NETWORKS, *map(ip_network, poll["allowed_networks"])),
-                network_secret=bytes(poll["network_secret__secret"] or b""),
+                network_secret=(bytes(secret), _bytes(poll["network_secret__voter_secret"]))
+                if (secret := poll["network_secret__secret"])
+                else None,
                 results_visibility=poll["results_visibility"],
                 opens_at=to_microseconds(poll["opens_at"]),
                 closes_at=to_microseconds(min(poll["closes_at"], poll["archived_at"] or poll["closes_at"])),
@@ -95,12 +105,36 @@ class PollSnapshot:
             for poll in polls
         }
 
-    @property
+    @cached_property
+    def keys(self) -> keys.Keys:
+        """What is derived from the poll's VOTER_SECRET; raises Refusal where this process does not have that one.
+
+        Processes compare at their start (voter_secrets.py); one that is older than a rotation gets here.
+        """
+        try:
+            return keys.of(self.voter_secret)
+        except UnknownSecretError as exc:
+            logger.error("poll %s takes no votes here: %s", self.id, exc)
+            raise problems.UNAVAILABLE.says("This process does not know the poll's secret.", headers={"Retry-After": "2"}) from None
+
+    @cached_property
+    def voter_keys(self) -> VoterKeys:
+        return VoterKeys(self.id, self.voter_policy, self.voter_salt, self.keys)
+
+    @cached_property
+    def vote_ids(self) -> VoteIds:
+        return vote_ids_of(self.keys, are_keyed=self.has_keyed_vote_ids)
+
+    @cached_property
+    def receipts(self) -> receipts.Writer:
+        return receipts.Writer(self.id, self.vote_ids, self.keys)
+
+    @cached_property
     def cipher(self) -> NetworkCipher:
         """Raises LookupError where the poll has no secret: none is made without, and none loses it."""
         if not self.network_secret:
             raise LookupError("the poll has no network secret")
-        return cipher_of(self.network_secret)
+        return cipher_of(*self.network_secret)
 
     def network_keys(self, address: str) -> tuple[UUID, UUID] | None:
         """Return the keys of the address and of its subnet; None for an address of an allowed network, whose votes hold none."""
@@ -110,10 +144,15 @@ class PollSnapshot:
 
 
 _OF_A_POLL = (
-    "id", "owner_id", "published_at", "voter_policy", "voter_salt", "min_choices", "max_choices", "allow_withdrawal",
-    "address_limit", "subnet_limit", "limit_mode", "allowed_networks", "network_secret__secret",
+    "id", "owner_id", "published_at", "voter_policy", "voter_salt", "voter_secret", "has_keyed_vote_ids",
+    "min_choices", "max_choices", "allow_withdrawal",
+    "address_limit", "subnet_limit", "limit_mode", "allowed_networks", "network_secret__secret", "network_secret__voter_secret",
     "results_visibility", "opens_at", "closes_at", "archived_at",
 )  # fmt: skip
+
+
+def _bytes(found: memoryview | bytes | None) -> bytes | None:
+    return None if found is None else bytes(found)
 
 
 @dataclass(frozen=True)

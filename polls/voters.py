@@ -14,10 +14,10 @@ from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from uuid import UUID
 
 import msgspec
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from django.conf import settings
 
-_SECRET = hashlib.blake2b(settings.VOTER_SECRET.encode()).digest()
-_TOKEN_SECRET = hashlib.blake2b(settings.VOTER_SECRET.encode(), person=b"voter tokens").digest()
+from polls import keys
 
 
 def _uuid(content: bytes) -> UUID:
@@ -32,9 +32,9 @@ class VoterKeys:
     128 bits of BLAKE2b, in a uuid because PostgreSQL stores that in 16 bytes without a header.
     """
 
-    def __init__(self, poll_id: UUID, policy: str, salt: bytes | memoryview | None) -> None:
+    def __init__(self, poll_id: UUID, policy: str, salt: bytes | memoryview | None, of: keys.Keys = keys.OWN) -> None:
         # Begun once: a copy of it takes a third of the time of a new one.
-        self._begun = hashlib.blake2b(poll_id.bytes + f"{policy}:".encode(), key=_SECRET, salt=salt or b"", digest_size=16)
+        self._begun = hashlib.blake2b(poll_id.bytes + f"{policy}:".encode(), key=of.voters, salt=salt or b"", digest_size=16)
 
     def of(self, voter: str) -> UUID:
         hashed = self._begun.copy()
@@ -42,28 +42,76 @@ class VoterKeys:
         return _uuid(hashed.digest())
 
 
-# The first bytes of a vote id are the request's name, the rest what it chose.
+# The first bytes of a vote id name the request, the others what it chose.
 _NAME_BYTES = 12
-_BEGUN_NAME = hashlib.blake2b(digest_size=_NAME_BYTES)
 
 
-def vote_id(voter: UUID, idempotency_key: str | None, selection: tuple[int, ...]) -> UUID:
-    """Return the vote's id: with a key the same for every repeat, in whichever process it arrives.
+class VoteIds:
+    """The ids of one poll's votes: with an Idempotency-Key the same for every repeat, in whichever process it arrives.
 
-    The same key with another choice gives an id that differs in its last 4 bytes only, so that counting sees the misuse.
-    `voter` is a voter key, so ids of different polls never meet.
+    The same key with another choice gives an id that differs in its last 4 bytes only, so that counting sees the misuse. Both parts
+    are keyed hashes of voter and key, so an id tells neither the choice nor whether two voters chose the same, and nobody can try keys.
     """
-    if idempotency_key is None:
-        # Nobody gains by guessing it, for its receipt is signed. uuid4 asks the kernel for secrets, which takes three times as long.
-        return _uuid(getrandbits(128).to_bytes(16))
-    name = _BEGUN_NAME.copy()
-    name.update(voter.bytes + idempotency_key.encode())
-    return _uuid(name.digest() + _choice_mark(selection))
+
+    def __init__(self, of: keys.Keys = keys.OWN) -> None:
+        self._begun = hashlib.blake2b(key=of.vote_ids, digest_size=_NAME_BYTES)
+
+    def of(self, voter: UUID, idempotency_key: str | None, selection: tuple[int, ...]) -> UUID:
+        """Return the vote's id. `voter` is a voter key, so ids of different polls never meet."""
+        if idempotency_key is None:
+            # Nobody gains by guessing it, for its receipt is signed. uuid4 asks the kernel for secrets, which takes three times as long.
+            return _uuid(getrandbits(128).to_bytes(16))
+        hashed = self._begun.copy()
+        hashed.update(voter.bytes + idempotency_key.encode())
+        name = hashed.digest()
+        hashed.update(_chosen(selection))
+        return _uuid(name + hashed.digest()[: 16 - _NAME_BYTES])
+
+    def shown(self, vote_id: UUID) -> UUID:
+        """Return the id as it is shown to anybody: in answers, receipts and logs."""
+        return vote_id
+
+
+class FormerVoteIds(VoteIds):
+    """The ids in polls that took votes before ids were keyed: made as then, so that a repeat meets its first copy.
+
+    Their last bytes are a plain hash of the choice. So they stay inside: what is shown is the id in one block of AES.
+    """
+
+    def __init__(self, of: keys.Keys = keys.OWN) -> None:
+        super().__init__(of)
+        self._cipher = Cipher(algorithms.AES(of.shown_ids), modes.ECB())  # noqa: S305 - one block
+
+    def of(self, voter: UUID, idempotency_key: str | None, selection: tuple[int, ...]) -> UUID:
+        if idempotency_key is None:
+            return super().of(voter, None, selection)
+        name = hashlib.blake2b(voter.bytes + idempotency_key.encode(), digest_size=_NAME_BYTES).digest()
+        return _uuid(name + hashlib.blake2b(repr(selection).encode(), digest_size=16 - _NAME_BYTES).digest())
+
+    def shown(self, vote_id: UUID) -> UUID:
+        return _uuid(self._cipher.encryptor().update(vote_id.bytes))
+
+    def hidden(self, shown_id: UUID) -> UUID:
+        """Return the id that is shown so."""
+        return _uuid(self._cipher.decryptor().update(shown_id.bytes))
+
+
+def vote_ids_of(of: keys.Keys, *, are_keyed: bool) -> VoteIds:
+    return VoteIds(of) if are_keyed else FormerVoteIds(of)
+
+
+@lru_cache(maxsize=100)
+def vote_ids_known(voter_secret: bytes | None, *, are_keyed: bool) -> VoteIds | None:
+    """Return the ids of polls with this VOTER_SECRET, by its fingerprint; None where this process does not have it."""
+    try:
+        return vote_ids_of(keys.of(voter_secret), are_keyed=are_keyed)
+    except keys.UnknownSecretError:
+        return None
 
 
 @lru_cache(maxsize=10_000)
-def _choice_mark(selection: tuple[int, ...]) -> bytes:
-    return hashlib.blake2b(repr(selection).encode(), digest_size=16 - _NAME_BYTES).digest()
+def _chosen(selection: tuple[int, ...]) -> bytes:
+    return b"\0" + repr(selection).encode()  # no Idempotency-Key has a zero
 
 
 def request_name(vote_id: UUID) -> bytes:
@@ -137,7 +185,8 @@ class _Claims(msgspec.Struct):
 _claims = msgspec.json.Decoder(_Claims)
 # Every token of ours begins like this. One that begins otherwise, such as with another algorithm, is none.
 _JWT_HEADER = base64.urlsafe_b64encode(b'{"alg":"HS256","typ":"JWT"}').decode() + "."
-_JWT_KEY = settings.SECRET_KEY.encode()
+# Tokens that were signed before SECRET_KEY was rotated are good to their end.
+_JWT_KEYS = [key.encode() for key in (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS)]
 
 
 def account_of(access_token: str) -> str | None:
@@ -149,24 +198,28 @@ def account_of(access_token: str) -> str | None:
     signed, _, signature = access_token.rpartition(".")
     if not signed.startswith(_JWT_HEADER) or not signature.isascii():
         return None
-    expected = base64.urlsafe_b64encode(hmac.digest(_JWT_KEY, signed.encode("utf-8", "replace"), "sha256")).rstrip(b"=")
-    if not hmac.compare_digest(signature.encode(), expected):
+    content, given = signed.encode("utf-8", "replace"), signature.encode()
+    if not any(hmac.compare_digest(given, _jwt_signature(content, key)) for key in _JWT_KEYS):
         return None
     payload = signed[len(_JWT_HEADER) :]
     claims = _claims.decode(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))  # ours, so well made
     return claims.user_id if claims.token_type == "access" and claims.exp > time.time() else None  # noqa: S105 - no password
 
 
+def _jwt_signature(content: bytes, key: bytes) -> bytes:
+    return base64.urlsafe_b64encode(hmac.digest(key, content, "sha256")).rstrip(b"=")
+
+
 _TOKEN_BYTES, _TOKEN_MAC_BYTES = 16, 12
 
 
-def new_voter_token(poll_id: UUID) -> str:
+def new_voter_token(poll_id: UUID, of: keys.Keys = keys.OWN) -> str:
     """Return a fresh anonymous voter token for this poll, 38 URL-safe characters. Nothing is stored: its signature is its proof."""
     content = secrets.token_bytes(_TOKEN_BYTES)
-    return base64.urlsafe_b64encode(content + _token_mac(poll_id, content)).rstrip(b"=").decode()
+    return base64.urlsafe_b64encode(content + _token_mac(poll_id, content, of)).rstrip(b"=").decode()
 
 
-def is_voter_token(poll_id: UUID, token: str) -> bool:
+def is_voter_token(poll_id: UUID, token: str, of: keys.Keys = keys.OWN) -> bool:
     """Return whether this installation made the token, for this poll."""
     try:
         raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
@@ -176,13 +229,13 @@ def is_voter_token(poll_id: UUID, token: str) -> bool:
     # One spelling only: base64 lets the last character differ in bits that carry nothing, and a token is one voter.
     return (
         len(raw) == _TOKEN_BYTES + _TOKEN_MAC_BYTES
-        and hmac.compare_digest(mac, _token_mac(poll_id, content))
+        and hmac.compare_digest(mac, _token_mac(poll_id, content, of))
         and base64.urlsafe_b64encode(raw).rstrip(b"=") == token.encode()
     )
 
 
-def _token_mac(poll_id: UUID, content: bytes) -> bytes:
-    return hashlib.blake2b(poll_id.bytes + content, key=_TOKEN_SECRET, digest_size=_TOKEN_MAC_BYTES).digest()
+def _token_mac(poll_id: UUID, content: bytes, of: keys.Keys) -> bytes:
+    return hashlib.blake2b(poll_id.bytes + content, key=of.tokens, digest_size=_TOKEN_MAC_BYTES).digest()
 
 
 _ALPHABET = string.ascii_lowercase + string.digits

@@ -184,6 +184,9 @@ def restore(folder: Path, *, replace: bool, other_voter_secret: bool) -> None:
         if found != manifest["rows"]:
             raise StackError(f"Restored were {counts(found)}; the backup had {counts(manifest['rows'])}.")
     print(f"The database is back as of {manifest['made_at']}: {counts(found)}; {time.monotonic() - began:.1f} s", flush=True)
+    if other_voter_secret:
+        manage("migrate", "--skip-checks")
+        manage("rotate_voter_secret", "--lost", "--skip-checks")
     manage("setup")
     if (folder / BROKER).exists():
         put_definitions(json.loads((folder / BROKER).read_text()))
@@ -323,9 +326,9 @@ def run(*command: object) -> None:
         raise StackError(f"{Path(str(command[0])).name} failed: {done.stderr.strip()[-1500:]}")
 
 
-def manage(command: str) -> None:
-    if subprocess.run([sys.executable, "manage.py", command], cwd=ROOT).returncode:
-        raise StackError(f"The database is restored, but `manage.py {command}` failed. Cure that, and run it again.")
+def manage(*command: str) -> None:
+    if subprocess.run([sys.executable, "manage.py", *command], cwd=ROOT).returncode:
+        raise StackError(f"The database is restored, but `manage.py {' '.join(command)}` failed. Cure that, and run it again.")
 
 
 # --- RabbitMQ ---------------------------------------------------------------------------------------------------------

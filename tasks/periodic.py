@@ -6,7 +6,7 @@ from celery import shared_task
 from celery.signals import task_success
 from django.utils.timezone import now
 
-from polls import accounts, attempts, blocks, closing, finality, fraud, integrity, jobs, networks, outbox, review
+from polls import accounts, attempts, blocks, closing, codes, finality, fraud, integrity, jobs, networks, outbox, review
 
 
 @task_success.connect
@@ -43,6 +43,7 @@ def check_tallies() -> None:
 @shared_task(name="networks.renew", acks_late=False)
 def renew_networks() -> None:
     networks.purge(at=now())
+    codes.seal_labels()
     attempts.purge(at=now())
     blocks.purge(at=now())
 

@@ -37,10 +37,9 @@ from django.test.utils import override_settings, setup_databases, teardown_datab
 from django.utils.timezone import now
 from kombu import Producer
 
-from polls import bundles, clients, editing, networks, privileges, roles, voters
+from polls import bundles, clients, editing, networks, privileges, roles, voter_secrets, voters
 from polls.bundles import AcceptedVote
 from polls.models import Poll, Scope, Tally, Vote, VoteAside
-from polls.networks import cipher_of
 from tasks import queues
 from tests.settings import PASSWORD_HASHERS
 
@@ -84,6 +83,7 @@ def database() -> Iterator[None]:
     with connection.cursor() as cursor:
         for role in (WEB_ROLE, WORKER_ROLE):
             cursor.execute(f"DROP ROLE IF EXISTS {role}; CREATE ROLE {role} LOGIN PASSWORD '{quick_verifier(ROLE_PASSWORD)}'")
+    voter_secrets.record(now())
     networks.current_secret(at=now())
     privileges.grant(WEB_ROLE, WORKER_ROLE)
     yield
@@ -198,7 +198,7 @@ def vote_of(poll: Poll, voter: str, *texts: str, at: int = 0, vote_id: UUID | No
     """An accepted vote, for soup if nothing is said; `at` is when, in seconds of this test's own time."""
     accepted_at = 1_800_000_000_000_000 + at * 1_000_000
     selection = tuple(sorted(option(poll, text) for text in texts or ("soup",)))
-    address_key, subnet_key = cipher_of(networks.secret_of(poll)).keys(address) if address else (None, None)
+    address_key, subnet_key = networks.cipher_for(poll).keys(address) if address else (None, None)
     return AcceptedVote(
         vote_id or uuid4(),
         poll.pk,

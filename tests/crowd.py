@@ -16,7 +16,6 @@ from polls import networks
 from polls.bundles import AcceptedVote
 from polls.models import Poll, SuspiciousIP
 from polls.moments import to_microseconds
-from polls.networks import cipher_of
 
 # A poll for them; whoever has a token votes, so that many can from one address.
 POLL: dict[str, Any] = {"voter_policy": "session", "options": [{"text": text} for text in ("soup", "salad", "bread", "stew", "cake")]}
@@ -113,7 +112,7 @@ class _Gathering:
         self.options = list(poll.options.order_by("position").values_list("pk", flat=True))
         self.day = to_microseconds(day)
         self.random = random
-        self.keys = cipher_of(networks.secret_of(poll)).keys
+        self.keys = networks.cipher_for(poll).keys
         self.votes: list[AcceptedVote] = []
         self.origins: dict[UUID, str] = {}
 

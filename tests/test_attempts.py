@@ -13,7 +13,6 @@ from polls.accepting import Desk
 from polls.attempts import Notes, Tries
 from polls.models import Attempts
 from polls.moments import to_microseconds
-from polls.networks import cipher_of
 from tests.conftest import Api, answers, free_port, wait_until, web
 from tests.test_networks import at_once
 from tests.test_policies import ballot, votes_path
@@ -124,7 +123,7 @@ def test_tokens_and_wrong_codes_are_noted_also_by_a_process_that_ends(stopping, 
     process.wait(10)
 
     hours.add(now().replace(minute=0, second=0, microsecond=0))
-    keys = cipher_of(networks.secret_of(with_codes)).keys
+    keys = networks.cipher_for(with_codes).keys
     assert {row[:2] for row in noted(with_codes.pk)} == {keys("192.0.2.7")}
     totals = {key: sum(row[4] for row in noted(with_tokens.pk) if row[:2] == key) for key in {row[:2] for row in noted(with_tokens.pk)}}
     assert totals == {keys("192.0.2.7"): 2, keys("2001:db8::1"): 1}  # none from the allowed network

@@ -361,7 +361,7 @@ def test_a_pg_restore_that_is_killed_changes_nothing(scene: Scene, stopped: None
 def told_to_manage(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Which commands of manage.py would have run: the first tests here run them, and each takes seconds."""
     commands: list[str] = []
-    monkeypatch.setattr("stack.backup.manage", commands.append)
+    monkeypatch.setattr("stack.backup.manage", lambda *command: commands.append(" ".join(command)))
     return commands
 
 
@@ -381,3 +381,4 @@ def test_another_voter_secret_is_refused_unless_the_old_one_is_lost(scene: Scene
     done = keep(scene.stack, "restore", backup, "--replace", "--other-voter-secret", VOTER_SECRET="x" * 50, SECRET_KEY="y" * 50)
     assert done.returncode == 0, done.stderr
     assert "SECRET_KEY is not the one of the backup: everybody has to sign in again" in done.stdout
+    assert told_to_manage == ["migrate --skip-checks", "rotate_voter_secret --lost --skip-checks", "setup", "audit"]

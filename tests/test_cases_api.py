@@ -12,7 +12,6 @@ from polls import cases, fraud, networks, problems
 from polls.counting import count_votes
 from polls.models import Block, Decision, Hold, NetworkSecret, Poll, SuspiciousIP
 from polls.moments import from_microseconds, iso
-from polls.networks import NetworkCipher
 from tests.conftest import Api, make_user, option, signed_in, tallies, vote_of
 from tests.test_intake import assert_refused
 
@@ -49,7 +48,7 @@ def make_poll(make_poll):
 
 def make_case(poll, address="192.0.2.7", /, **fields):
     """A case about the address in the poll, as a rule would write it."""
-    address_key, subnet_key = NetworkCipher(networks.secret_of(poll)).keys(address)
+    address_key, subnet_key = networks.cipher_for(poll).keys(address)
     given = {
         "poll": poll,
         "rule": "busy_address",

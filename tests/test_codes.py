@@ -11,11 +11,12 @@ import pytest
 from django.db import connection, transaction
 from django.utils.timezone import now
 
-from polls import codes, problems, voters
+from polls import codes, keys, problems, voters
 from polls.codes import Row
 from polls.counting import count_votes
 from polls.editing import SHORTEST_NOTICE
 from polls.journal import Act
+from polls.keys import Keys
 from polls.models import JournalEntry, Poll, Reason, VoteAside, VoterCode
 from polls.problems import Refusal
 from tests.conftest import Api, option, tallies, vote_of, wait_until
@@ -49,7 +50,7 @@ def use(poll, code):
 
 def states(poll):
     """{label: state}"""
-    return dict(codes.listing(poll).values_list("label", "state"))
+    return {code.label: code.state for code in codes.listing(poll)}
 
 
 # --- What a code is ---------------------------------------------------------------------------------------------------
@@ -96,8 +97,41 @@ def test_a_code_is_not_readable_in_the_database(election):
     with connection.cursor() as cursor:
         cursor.execute("SELECT voter_codes::text FROM voter_codes WHERE poll_id = %s", [election.pk])
         [(stored,)] = cursor.fetchall()
-    assert "alice" in stored
+    assert "alice" not in stored and b"alice".hex() not in stored
     assert issued.code not in stored and codes.normalise(issued.code) not in stored
+
+
+def test_a_label_is_read_with_the_secret_alone_and_its_length_tells_nothing(election, monkeypatch):
+    codes.generate(election, 2, olga(), labels=["bo", "a member with a rather long name, number 4711"])
+    stored = list(VoterCode.objects.filter(poll=election).order_by("id"))
+
+    assert {code.label for code in stored} == {"bo", "a member with a rather long name, number 4711"}
+    assert len({len(code.sealed_label) for code in stored}) == 1 and {code.clear_label for code in stored} == {""}
+    # Of another poll it is none.
+    assert keys.unseal(stored[0].sealed_label, b"another poll") is None
+    monkeypatch.setattr(keys, "KNOWN", (Keys("another secret"),))
+    assert {code.label for code in stored} == {""}
+
+
+def test_the_ids_of_codes_are_not_in_the_order_of_the_list(election):
+    issued = codes.generate(election, 60, olga(), labels=[f"member {number:02}" for number in range(60)])
+
+    ids = [code.id for code in issued]
+    assert len(set(ids)) == 60 and ids != sorted(ids)
+    assert {code.id: code.label for code in codes.listing(election)} == {code.id: code.label for code in issued}
+
+
+def test_labels_that_the_version_before_stored_in_clear_are_sealed(election, monkeypatch):
+    monkeypatch.setattr(codes, "SEALED_AT_ONCE", 2)
+    VoterCode.objects.bulk_create(VoterCode(poll=election, voter_key=uuid4(), clear_label=label) for label in ("alice", "bob", "carol", ""))
+    assert {code.label for code in codes.listing(election)} == {"alice", "bob", "carol", ""}
+
+    assert codes.seal_labels() >= 3
+    assert codes.seal_labels() == 0
+
+    stored = VoterCode.objects.filter(poll=election)
+    assert {code.label for code in stored} == {"alice", "bob", "carol", ""}
+    assert not stored.exclude(clear_label="").exists()
 
 
 def test_a_code_of_one_poll_is_none_in_another(election, make_poll):
@@ -417,7 +451,7 @@ def test_made_codes_are_shown_in_one_answer_and_never_again(owners_api, election
     }
     listed = owners_api.get(path_of(election))
     assert (listed.status, listed.headers["cache-control"]) == (200, "no-store")
-    assert [(code["id"], code["label"]) for code in listed.json["results"]] == [(code["id"], code["label"]) for code in made["codes"]]
+    assert {(code["id"], code["label"]) for code in listed.json["results"]} == {(code["id"], code["label"]) for code in made["codes"]}
     assert set(listed.json["results"][0]) == {"id", "label", "state", "created_at", "revoked_at"}
     for later in (listed, owners_api.get(path_of(election), accept="text/csv")):
         for code in made["codes"]:
@@ -556,8 +590,8 @@ def test_a_label_is_never_a_formula_to_a_spreadsheet(owners_api, election):
 
     for answer in (made, owners_api.get(path_of(election), accept="text/csv")):
         columns, *rows = rows_of(answer)
-        assert [row[columns.index("label")] for row in rows] == ["'=1+1", "'+1", "'-1", "'@SUM(A1)", "a=1"]
-    assert [code["label"] for code in owners_api.get(path_of(election)).json["results"]] == labels
+        assert {row[columns.index("label")] for row in rows} == {"'=1+1", "'+1", "'-1", "'@SUM(A1)", "a=1"}
+    assert {code["label"] for code in owners_api.get(path_of(election)).json["results"]} == set(labels)
 
 
 def test_the_list_is_filtered_paged_and_whole_as_csv(owners_api, election):
@@ -572,13 +606,13 @@ def test_the_list_is_filtered_paged_and_whole_as_csv(owners_api, election):
         path = page["next"] and page["next"].split(str(owners_api.port))[1]
 
     expected = {**dict.fromkeys("abcdefg", "unused"), "c": "used", "e": "revoked"}
-    assert seen == list(expected.items())
+    assert sorted(seen) == list(expected.items())
     for state in ("unused", "used", "revoked"):
         wanted = [label for label, its_state in expected.items() if its_state == state]
-        assert [code["label"] for code in owners_api.get(f"{path_of(election)}?state={state}").json["results"]] == wanted
+        assert sorted(code["label"] for code in owners_api.get(f"{path_of(election)}?state={state}").json["results"]) == wanted
         columns, *rows = rows_of(owners_api.get(f"{path_of(election)}?state={state}&format=csv&page_size=1"))
         assert columns == ["id", "label", "state", "created_at", "revoked_at"]
-        assert [(row[1], row[2], bool(row[4])) for row in rows] == [(label, state, state == "revoked") for label in wanted]
+        assert sorted((row[1], row[2], bool(row[4])) for row in rows) == [(label, state, state == "revoked") for label in wanted]
     assert_refused(owners_api.get(path_of(election) + "?state=lost"), problems.INVALID)
     for form in ("json", "csv"):
         assert_refused(owners_api.get(f"{path_of(election)}?format={form}&page_size=many"), problems.INVALID, pointer="/page_size")

@@ -22,7 +22,6 @@ from polls.counting import count_votes
 from polls.journal import CLOCK, Act
 from polls.models import Attempts, Comparison, Decision, Hold, NetworkSecret, Poll, Ruling, SuspiciousIP
 from polls.moments import to_microseconds
-from polls.networks import cipher_of
 from polls.problems import Refusal
 from tests.conftest import assert_tallies_equal_votes, option, tallies
 
@@ -67,7 +66,7 @@ def votes_from(
 
     In turn for the texts and with the signatures. The same whenever it is asked; `voter`: all by this one.
     """
-    random, keys = Random(7), cipher_of(networks.secret_of(poll)).keys
+    random, keys = Random(7), networks.cipher_for(poll).keys
     options, browsers = [option(poll, text) for text in texts], list(signatures)
     made = []
     for n in range(votes):
@@ -322,7 +321,7 @@ def test_where_an_address_is_one_voter_its_duplicates_are_none_of_its_doing(make
 
 
 def note_attempts(poll: Poll, address: str, *, hours_ago: int = 0, **tries: int) -> None:
-    keys = cipher_of(networks.secret_of(poll)).keys(address)
+    keys = networks.cipher_for(poll).keys(address)
     hour = AT.replace(minute=0, second=0, microsecond=0) - timedelta(hours=hours_ago)
     Attempts.objects.create(poll_id=poll.pk, address_key=keys[0], subnet_key=keys[1], hour=hour, **tries)
 

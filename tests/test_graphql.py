@@ -20,6 +20,7 @@ from rest_framework.request import Request
 
 from core import logs
 from polls import accounts, bundles, clients, codes, editing, problems, receipts, results, roles, voters
+from polls.accepting import Accepted
 from polls.api.graphql import limits
 from polls.api.graphql.schema import schema, sdl
 from polls.api.graphql.shapes import Asked
@@ -107,7 +108,7 @@ def anonymous(pipeline):
 def production(pipeline, tmp_path_factory):
     """A web process without DEBUG."""
     port = free_port()
-    own = {name: PRODUCTION[name] for name in ("DEBUG", "SECRET_KEY", "VOTER_SECRET")}
+    own = {name: PRODUCTION[name] for name in ("DEBUG", "SECRET_KEY")}
     with web(port, tmp_path_factory.mktemp("production") / "web.log", SECURE_SSL_REDIRECT="false", ALLOWED_HOSTS="127.0.0.1", **own):
         wait_until(lambda: answers(port))
         yield Api(port, {})
@@ -791,11 +792,11 @@ def test_all_votes_of_a_request_share_the_time_that_they_are_waited_for(poll, ti
 
     class Desk:
         async def accept(self, *_):
-            return vote
+            return Accepted(vote.vote_id, "the receipt", vote)
 
         async def wait_for(self, receipt, seconds):
             asked_for.append(round(seconds))
-            return receipts.VoteStatus(receipt.vote_id, "pending", None, receipt.accepted_at, None)
+            return receipt.pending()
 
     request = RequestFactory().post("/graphql")
     request.scope, request.rate = {"desk": Desk()}, None

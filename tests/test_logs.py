@@ -104,6 +104,7 @@ def production(broker, tracker, tmp_path_factory):
         "DEBUG": "false",
         "SECRET_KEY": "canary-signing-key" * 3,
         "VOTER_SECRET": "canary-voter-secret" * 3,
+        "VOTER_SECRET_FALLBACKS": settings.VOTER_SECRET,  # the database's
         "SECURE_SSL_REDIRECT": "false",
         "TRUSTED_PROXIES": "1",
         "ALLOWED_HOSTS": "127.0.0.1",
@@ -201,10 +202,11 @@ def test_a_vote_is_found_in_both_logs_by_its_id_its_request_and_its_bundle(produ
     (rejected,) = VoteAside.objects.filter(poll_id=poll.pk)
 
     wait_until(lambda: "rejected 1" in production.text("worker").partition(str(rejected.vote_id))[2])
-    (sent,) = [line for line in production.lines("web") if str(rejected.vote_id) in line["message"] and "in bundle" in line["message"]]
-    assert request in sent["message"]
-    bundle = sent["message"].split()[4].rstrip(";")
+    (accepted,) = [line for line in production.lines("web") if line.get("vote_id") == str(rejected.vote_id)]
+    assert accepted["message"] == f"request {request}: vote {rejected.vote_id} accepted" and accepted["request_id"] == request
     (decided,) = [line for line in production.lines("worker") if line.get("vote_id") == str(rejected.vote_id)]
+    bundle = decided["task_id"]
+    assert any(line["message"].startswith(f"bundle {bundle}: ") for line in production.lines("web"))
     assert decided["message"] == f"vote {rejected.vote_id}: rejected, duplicate; request {request}"
     assert (decided["request_id"], decided["task_id"], decided["level"]) == (request, bundle, "INFO")
     (counted,) = [line for line in production.lines("worker") if line["message"].startswith(f"bundle {bundle}")]

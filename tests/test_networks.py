@@ -9,6 +9,7 @@ from django.db import close_old_connections, connection
 from django.utils.timezone import now
 
 from polls import attempts, networks
+from polls.keys import Keys
 from polls.models import Attempts, Block, NetworkSecret, Poll, SuspiciousIP
 from polls.networks import NetworkCipher, cipher_of, reveal
 from tasks import periodic
@@ -36,7 +37,7 @@ def secret(made_at=None):
 
 
 def case_of(poll, address, **fields):
-    address_key, subnet_key = cipher_of(networks.secret_of(poll)).keys(address)
+    address_key, subnet_key = networks.cipher_for(poll).keys(address)
     at = now()
     return SuspiciousIP.objects.create(
         poll=poll,
@@ -152,7 +153,8 @@ def test_a_subnet_that_is_not_the_addresses_is_no_answer():
 def test_a_copy_of_the_database_opens_nothing_without_the_voter_secret(monkeypatch):
     living = secret()
     address_key, subnet_key = NetworkCipher(living.secret).keys("192.0.2.7")
-    monkeypatch.setattr(networks, "_SECRET", b"another installation's")
+    monkeypatch.setattr(networks.keys, "KNOWN", (Keys("another installation's"),))
+    cipher_of.cache_clear()
 
     assert reveal(living, "subnet", subnet_key) is None
     assert reveal(living, "address", address_key, subnet_key) is None

@@ -1,24 +1,67 @@
 """Receipts: genuine ones are read, all others are nothing."""
 
 import base64
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
-from polls import receipts
+from polls import keys, receipts
+from polls.keys import Keys
 from polls.moments import from_microseconds, iso, to_microseconds
+from polls.voters import FormerVoteIds, VoteIds
+
+POLL, VOTER, VOTE = uuid4(), uuid4(), uuid4()
+AT = 1_800_000_000_123_456
 
 
 def test_a_receipt_tells_what_was_written_into_it():
-    poll_id, voter_key, vote_id = uuid4(), uuid4(), uuid4()
+    text = receipts.Writer(POLL, VoteIds()).write(VOTER, VOTE, AT)
 
-    receipt = receipts.read(receipts.write(poll_id, voter_key, vote_id, 1_800_000_000_123_456))
+    assert receipts.read(text) == receipts.Receipt(POLL, VOTER, VOTE, from_microseconds(AT), VOTE)
 
-    assert receipt == receipts.Receipt(poll_id, voter_key, vote_id, from_microseconds(1_800_000_000_123_456))
+
+def test_a_receipt_of_a_poll_with_former_ids_shows_none_and_means_it_all_the_same():
+    ids = FormerVoteIds()
+    shown = ids.shown(VOTE)
+
+    text = receipts.Writer(POLL, ids).write(VOTER, shown, AT)
+
+    assert receipts.read(text) == receipts.Receipt(POLL, VOTER, VOTE, from_microseconds(AT), shown)
+    raw = base64.urlsafe_b64decode(text + "=")
+    assert all(VOTE.bytes[start : start + 4] not in raw for start in range(13))
+
+
+def test_a_receipt_that_the_version_before_wrote_is_read(monkeypatch):
+    """Written at that version with this secret."""
+    before = Keys("a secret of fifty characters or more, for the receipts of before")
+    poll, voter, vote = UUID(int=1), UUID(int=2), UUID(int=3)
+    text = "AAAAAAAAAAAAAAAAAAAAAQAAAAAAAAAAAAAAAAAAAAIAAAAAAAAAAAAAAAAAAAADAAZlFyiaYkDFAd7v_SHnraqKjWk"
+    monkeypatch.setattr(keys, "KNOWN", (before,))
+
+    assert receipts.read(text) == receipts.Receipt(poll, voter, vote, from_microseconds(AT), vote)
+
+
+def test_a_receipt_is_read_after_the_secret_was_changed_and_not_when_it_is_gone(monkeypatch):
+    before, after = Keys("the one before"), Keys("the one after")
+    text = receipts.Writer(POLL, VoteIds(), before).write(VOTER, VOTE, AT)
+
+    monkeypatch.setattr(keys, "KNOWN", (after, before))
+    assert receipts.read(text).vote_id == VOTE
+    monkeypatch.setattr(keys, "KNOWN", (after,))
+    assert receipts.read(text) is None
+
+
+def test_a_receipt_has_one_spelling():
+    text = receipts.Writer(POLL, VoteIds()).write(VOTER, VOTE, AT)
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+
+    assert [last for last in alphabet if receipts.read(text[:-1] + last)] == [text[-1]]
+    assert receipts.read(text + "=") is None
+    assert receipts.read(text.translate(str.maketrans("-_", "+/"))) is None or not set(text) & set("-_")
 
 
 def test_a_receipt_with_any_bit_changed_is_none_of_ours():
-    raw = base64.urlsafe_b64decode(receipts.write(uuid4(), uuid4(), uuid4(), 1) + "=")
+    raw = base64.urlsafe_b64decode(receipts.Writer(POLL, VoteIds()).write(VOTER, VOTE, 1) + "=")
 
     for byte in range(len(raw)):
         changed = raw[:byte] + bytes([raw[byte] ^ 1]) + raw[byte + 1 :]

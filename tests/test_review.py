@@ -28,7 +28,6 @@ from polls.models import (
     Vote,
     VoteAside,
 )
-from polls.networks import cipher_of
 from polls.problems import Refusal
 from tests.conftest import assert_tallies_equal_votes, option, outcome_of, tallies, vote_of, withdrawal_of
 
@@ -43,7 +42,7 @@ def act(reason="looks like one person"):
 
 
 def keys_of(poll, address):
-    return cipher_of(networks.secret_of(poll)).keys(address)
+    return networks.cipher_for(poll).keys(address)
 
 
 def address(poll, text):

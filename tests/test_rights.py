@@ -14,6 +14,7 @@ from polls import accounts, blocks, clients, codes, editing, problems, receipts,
 from polls.journal import Act
 from polls.models import ApiClient, Poll, Scope, VoterCode
 from polls.moments import microseconds_now
+from polls.voters import VoteIds
 from tests.conftest import PASSWORD, Api, make_user, option, wait_until
 from tests.test_cases_api import WHY, make_case
 from tests.test_intake import assert_refused
@@ -261,7 +262,7 @@ REQUESTS = {
 
 
 def receipt_of(scene):
-    return receipts.write(scene.poll.pk, uuid4(), uuid4(), microseconds_now())
+    return receipts.Writer(scene.poll.pk, VoteIds()).write(uuid4(), uuid4(), microseconds_now())
 
 
 @pytest.fixture(scope="session")

@@ -72,7 +72,7 @@ def load(monkeypatch):
 def settings_read():
     """The names that core/settings.py reads, by its source."""
     source = (ROOT / "core/settings.py").read_text()
-    return re.findall(r'(?:env\.\w+|switch|number|whole|words|secret|confidential)\(\s*"(\w+)"', source)
+    return re.findall(r'(?:env\.\w+|switch|number|whole|words|secret|earlier|confidential)\(\s*"(\w+)"', source)
 
 
 # --- Wrong values -----------------------------------------------------------------------------------------------------
@@ -166,6 +166,13 @@ def test_rules_that_there_are_not_stop_the_start(text, field):
 def test_a_switch_that_is_neither_on_nor_off(load, name, text):
     with pytest.raises(ImproperlyConfigured, match=rf"^{name} is '{text}'; it must be true or false\.$"):
         load(**{name: text})
+
+
+@pytest.mark.parametrize("name", ["SECRET_KEY_FALLBACKS", "VOTER_SECRET_FALLBACKS"])
+def test_without_debug_a_secret_of_before_that_is_too_short(load, name):
+    assert load(**PRODUCTION, **{name: f"{'x' * 50}, {'y' * 50} ,"})[name] == ["x" * 50, "y" * 50]
+    with pytest.raises(ImproperlyConfigured, match=f"^{name} holds a secret of less than 50 characters"):
+        load(**PRODUCTION, **{name: f"{'x' * 50},short"})
 
 
 @pytest.mark.parametrize("name", ["SECRET_KEY", "VOTER_SECRET"])
@@ -316,7 +323,7 @@ def test_an_address_to_listen_on_that_is_none(load, text):
 def test_every_setting_but_free_text_was_given_a_wrong_value():
     tried = {*NUMBERS, "DEBUG", "SECURE_SSL_REDIRECT", "SECRET_KEY", "VOTER_SECRET", "DATABASE_URL", "CELERY_BROKER_URL", "BROKER_API_URL"}
     tried |= {"REGISTRATION_OPEN", "GRAPHQL_INTROSPECTION", "NEW_ACCOUNT_ROLE", "EMAIL_URL", "PASSWORD_RESET_URL", "CORS_ALLOWED_ORIGINS"}
-    tried |= {"ALLOWED_NETWORKS", "RULES", "CACHE_URL", "REPLICA_URL", "METRICS_HOST"}
+    tried |= {"SECRET_KEY_FALLBACKS", "VOTER_SECRET_FALLBACKS", "ALLOWED_NETWORKS", "RULES", "CACHE_URL", "REPLICA_URL", "METRICS_HOST"}
     free = {"ALLOWED_HOSTS", "CSRF_TRUSTED_ORIGINS", "DEFAULT_FROM_EMAIL"}  # Django's own checks look at them
     free |= {"FLOWER_BASIC_AUTH", "WEB_DATABASE_ROLE", "WORKER_DATABASE_ROLE"}  # test_flower.py, test_security.py
     assert set(settings_read()) == tried | free | {"QUEUE_PREFIX", "LOG_LEVEL", "LOG_FORMAT", "SENTRY_DSN", "LIVENESS_FOLDER"}

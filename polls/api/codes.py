@@ -20,7 +20,7 @@ from polls.api.pages import NewestFirst
 from polls.api.schema import refuses
 from polls.api.serializers import StrictSerializer, checked
 from polls.journal import Act
-from polls.models import Poll, VoterCode
+from polls.models import Poll, VoterCode, label_of
 from polls.moments import iso
 
 # 100,000 of the longest codes with labels of 100 letters, as JSON.
@@ -373,5 +373,6 @@ def _csv(columns: list[str], rows: Iterable[list[Any]], status: int = status.HTT
 
 
 def _cells(found: Any) -> Iterable[list[Any]]:
-    for pk, label, state, created_at, revoked_at in found.values_list("id", "label", "state", "created_at", "revoked_at").iterator():
-        yield [pk, label, state, iso(created_at), revoked_at and iso(revoked_at)]
+    columns = ("id", "poll_id", "sealed_label", "clear_label", "state", "created_at", "revoked_at")
+    for pk, poll_id, sealed, clear, state, created_at, revoked_at in found.values_list(*columns).iterator():
+        yield [pk, label_of(poll_id, sealed, clear), state, iso(created_at), revoked_at and iso(revoked_at)]

@@ -22,7 +22,7 @@ from strawberry.schema.config import StrawberryConfig
 from strawberry.types import ExecutionContext
 
 from polls import accepting, editing, models, problems, receipts, stages
-from polls.accepting import Caller, Cast
+from polls.accepting import Accepted, Caller, Cast
 from polls.api import accounts, views
 from polls.api.authentication import actor
 from polls.api.callers import DjangoCaller
@@ -46,9 +46,7 @@ from polls.api.graphql.shapes import (
 )
 from polls.api.pages import NewestFirst
 from polls.api.serializers import ClosingSerializer, ExtensionSerializer, NewPollSerializer, ReasonSerializer, checked
-from polls.bundles import AcceptedVote
 from polls.models import PollStatus, VoterPolicy, VotingMethod
-from polls.receipts import VoteStatus
 
 # Every field here may be null: one that is refused must not take the answers of its neighbours with it, least of all a vote's receipt.
 
@@ -214,7 +212,7 @@ def _desk(asked: Asked) -> accepting.Desk:
 
 def _take(
     asked: Asked,
-    accept: Callable[[str, Cast, Caller], Awaitable[AcceptedVote]],
+    accept: Callable[[str, Cast, Caller], Awaitable[Accepted]],
     poll_id: str,
     chosen: Cast,
     idempotency_key: str | None,
@@ -223,14 +221,15 @@ def _take(
     """Return the accepted vote, with its outcome where it is waited for and known in time."""
     caller = DjangoCaller(asked.request._request, idempotency_key)
     try:
-        vote = async_to_sync(accept)(poll_id, chosen, caller)
+        accepted = async_to_sync(accept)(poll_id, chosen, caller)
     finally:
         asked.request._request.rate = caller.rate or asked.request._request.rate  # type: ignore[attr-defined]
-    status = VoteStatus(vote.vote_id, "pending", None, accepting.receipt_of(vote).accepted_at, None)
+    receipt = accepted.read_receipt()
+    status = receipt.pending()
     if (seconds := min(wait_seconds, asked.waits_until - time.monotonic())) > 0:
         close_old_connections()  # those who wait hold none: there are fewer of them than there may be people
-        status = async_to_sync(_desk(asked).wait_for)(accepting.receipt_of(vote), seconds)
-    return Vote.of(receipts.write(vote.poll_id, vote.voter_key, vote.vote_id, vote.accepted_at), status)
+        status = async_to_sync(_desk(asked).wait_for)(receipt, seconds)
+    return Vote.of(accepted.receipt, status)
 
 
 def _move(asked: Asked, poll_id: str, move: Callable[..., models.Poll], takes: type[BaseSerializer[Any]], **wanted: Any) -> Poll:

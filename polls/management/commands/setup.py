@@ -10,7 +10,7 @@ from django.utils.timezone import now
 from kombu.exceptions import KombuError
 from psycopg2 import errorcodes
 
-from polls import networks, privileges
+from polls import codes, networks, privileges, voter_secrets
 from tasks import queues
 
 
@@ -23,7 +23,9 @@ class Command(BaseCommand):
                 # An index on a large table takes minutes. Waits for locks stay bounded: who waits for one holds up all who come after.
                 cursor.execute("SET statement_timeout = 0")
             call_command("migrate", interactive=False, verbosity=options["verbosity"])
+            self._compare()
             networks.current_secret(at=now())  # which no web process may make
+            codes.seal_labels()
             privileges.grant(settings.WEB_DATABASE_ROLE, settings.WORKER_DATABASE_ROLE)
             queues.declare()
         except OperationalError as exc:
@@ -39,3 +41,11 @@ class Command(BaseCommand):
         except (AMQPError, KombuError, OSError) as exc:
             raise CommandError(f"The broker of CELERY_BROKER_URL does not let us in: {exc}") from exc
         self.stdout.write("The database and the queues are ready.")
+
+    def _compare(self) -> None:
+        """Note VOTER_SECRET in a database that has none yet; raise CommandError when it is not this database's."""
+        if voter_secrets.current() is None and not networks.can_be_read():
+            raise CommandError("The addresses of stored votes can't be read with this VOTER_SECRET: it is not this database's.")
+        if found := voter_secrets.faults():
+            raise CommandError(" ".join(found))
+        voter_secrets.record(now())
