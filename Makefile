@@ -96,7 +96,7 @@ audit: .venv/.deploy  ## ask PyPI for known flaws of what the product runs on
 
 clean:  ## stop everything; remove .venv, caches and downloaded packages
 	@test ! -x .venv/bin/python || .venv/bin/python -m stack down
-	rm -rf .venv .local/packages .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .local/packages .local/fronts .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 .venv/bin/python:

@@ -58,7 +58,9 @@ class _Whole:
     async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
         await application(scope, receive, send)
 
-    async def answer_whole(self, method: str, path: str, headers: Headers, body: bytes, peer: str) -> tuple[int, Headers, bytes]:
+    async def answer_whole(
+        self, method: str, path: str, headers: Headers, fields: dict[bytes, bytes], body: bytes, peer: str
+    ) -> tuple[int, Headers, bytes]:
         return _answers[method]
 
 

@@ -17,7 +17,7 @@ import msgspec
 from django.conf import settings
 from django.utils.timezone import now
 
-from polls import accepting, following, metrics, problems, receipts, results, throttling, voters
+from polls import accepting, following, hosts, metrics, problems, receipts, results, throttling, voters
 from polls.accepting import VOTER_COOKIE, Accepted, BatchItem, Caller, Cast, Desk
 from polls.following import Event, Follower, Following, Subject
 from polls.models import ResultsVisibility
@@ -52,8 +52,13 @@ GC_THRESHOLD = 50_000
 VOTER_COOKIE_SECONDS = 365 * 24 * 3600
 _JSON = [(b"content-type", b"application/json")]
 _FOR_ALL, _FOR_ONE = (b"cache-control", b"public, max-age=1"), (b"cache-control", b"private, no-cache")
-# What Django's SecurityMiddleware tells browsers: an answer is what it says it is, and this host is reached by TLS only.
-_FOR_BROWSERS = [(b"x-content-type-options", b"nosniff")]
+# What Django's answers tell browsers: an answer is what it says it is and may load what SECURE_CSP allows, no other host learns that it was
+# looked at, and this host is reached by TLS only.
+_FOR_BROWSERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", "; ".join(f"{what} {' '.join(allowed)}" for what, allowed in settings.SECURE_CSP.items()).encode()),
+    (b"referrer-policy", settings.SECURE_REFERRER_POLICY.encode()),
+]
 if settings.SECURE_HSTS_SECONDS:
     _FOR_BROWSERS.append((b"strict-transport-security", b"max-age=%d; includeSubDomains; preload" % settings.SECURE_HSTS_SECONDS))
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,64}")
@@ -113,7 +118,8 @@ class Intake:
         door = self._find_door(scope["path"]) if scope["type"] == "http" else None
         if door is None:
             return await self._behind(scope, receive, send)
-        request = Request(scope["headers"], scope["client"][0] if scope["client"] else "", receive)
+        headers = scope["headers"]
+        request = Request(headers, dict(headers), scope["client"][0] if scope["client"] else "", receive)
         try:
             status, headers, body = await self._answer(door, scope["method"], request)
         except PassOn:
@@ -123,12 +129,17 @@ class Intake:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    def answer_whole(self, method: str, path: str, headers: Fields, body: bytes, peer: str) -> Coroutine[Any, Any, WholeAnswer] | None:
-        """Return who answers a request that has arrived with all its body; None where it takes more than that, and ASGI, to answer it."""
+    def answer_whole(
+        self, method: str, path: str, headers: Fields, fields: dict[bytes, bytes], body: bytes, peer: str
+    ) -> Coroutine[Any, Any, WholeAnswer] | None:
+        """Return who answers a request that has arrived with all its body; None where it takes more than that, and ASGI, to answer it.
+
+        `fields`: the headers by their names, the last line of each.
+        """
         door = self._find_door(path)
         if door is None or door[0] == self._follow_results:
             return None
-        request = Request(headers, peer, body)
+        request = Request(headers, fields, peer, body)
         if door[0] == self._show_results and request.authorization:  # it may be passed on
             return None
         return self._answer(door, method, request)  # type: ignore[return-value] # no Follower
@@ -136,6 +147,9 @@ class Intake:
     async def _answer(self, door: Door, method: str, request: Request) -> Answer:
         answer, subject, methods = door
         try:
+            host = request.headers.get(b"host")  # HTTP/1.0 alone may leave it out, which no browser does
+            if host not in hosts.accepted and host is not None and not hosts.is_ours(host):
+                raise problems.BAD_REQUEST.says("The service does not go by the name that Host says.")
             if method not in methods:
                 raise problems.WRONG_METHOD.says(f"Use {methods[0]} here.", headers={"Allow": ", ".join(methods)})
             status, headers, body = await answer(subject, request)
@@ -155,7 +169,7 @@ class Intake:
             headers += request.rate.fields
         if isinstance(body, Follower):
             return status, headers, body
-        if status != 204:
+        if status not in (204, 304):  # a length would be that of what was not sent (RFC 9110 8.6)
             headers.append((b"content-length", b"%d" % len(body)))
         return status, headers, b"" if method == "HEAD" else body
 
@@ -185,7 +199,7 @@ class Intake:
     def _find_door(self, path: str) -> Door | None:
         """Return what answers this path, the poll id or receipt in it, and the methods it offers."""
         if path.startswith(POLLS):
-            poll_id, _, what = path[len(POLLS) :].rstrip("/").partition("/")
+            poll_id, _, what = path[len(POLLS) :].removesuffix("/").partition("/")
             if what == "votes":
                 return self._cast, poll_id, ("POST",)
             if what == "results":
@@ -197,12 +211,12 @@ class Intake:
             if what == "votes/withdraw":
                 return self._withdraw, poll_id, ("POST",)
         elif path.startswith(VOTES):
-            receipt = path[len(VOTES) :].rstrip("/")
+            receipt = path[len(VOTES) :].removesuffix("/")
             if receipt == "status":
                 return self._show_statuses, "", ("POST",)
             if receipt and "/" not in receipt:
                 return self._show_receipt, receipt, ("GET", "HEAD")
-        elif path.rstrip("/") == VOTERS:
+        elif path.removesuffix("/") == VOTERS:
             return self._make_voter, "", ("POST",)
         return None
 
@@ -331,11 +345,11 @@ class Intake:
 class Request(Caller):
     """What has arrived: the headers, each read on demand, and the body, or what it is received by."""
 
-    __slots__ = ("_body", "_fields", "_id", "headers")
+    __slots__ = ("_body", "_id", "_lines", "headers")
 
-    def __init__(self, fields: Fields, peer: str, body: bytes | Receive) -> None:
-        self.headers = dict(fields)
-        self._fields = fields
+    def __init__(self, lines: Fields, headers: dict[bytes, bytes], peer: str, body: bytes | Receive) -> None:
+        self.headers = headers
+        self._lines = lines
         self._body = body
         given = self.text(b"x-request-id")
         self._id = given if given and REQUEST_ID.fullmatch(given) else None
@@ -351,8 +365,8 @@ class Request(Caller):
     def header(self, name: bytes) -> str | None:
         if (value := self.headers.get(name)) is None:
             return None
-        if name == b"x-forwarded-for" and len(self.headers) < len(self._fields):  # some header has several lines
-            value = b",".join([line for header, line in self._fields if header == name])
+        if name == b"x-forwarded-for" and len(self.headers) < len(self._lines):  # some header has several lines
+            value = b",".join([line for header, line in self._lines if header == name])
         return value.decode("latin-1")
 
     def text(self, name: bytes) -> str:
@@ -486,7 +500,15 @@ def _written(shown: dict[str, Any]) -> tuple[bytes, bytes]:
     return f'W/"{digest}"'.encode(), msgspec.json.encode(shown)
 
 
-def _refuse(refusal: Refusal) -> Answer:
+def refuse(refusal: Refusal, fields: Fields) -> WholeAnswer:
+    """Return the answer to a request with these headers that comes to no door."""
+    status, headers, body = _refuse(refusal)
+    request_id = Request(fields, dict(fields), "", b"").id.encode()
+    headers += [(b"x-request-id", request_id), *_FOR_BROWSERS, (b"content-length", b"%d" % len(body))]
+    return status, headers, body
+
+
+def _refuse(refusal: Refusal) -> WholeAnswer:
     metrics.refused[refusal.problem.slug].inc()
     headers = [(name.lower().encode(), value.encode()) for name, value in refusal.headers.items()]
     return (

@@ -38,6 +38,7 @@ class Refusal(Exception):
         return {**shown, "errors": self.errors} if self.errors else shown
 
 
+BAD_REQUEST = Problem("bad-request", 400, "The request is not one of HTTP/1.1")
 MALFORMED = Problem("malformed", 400, "The body is not valid JSON")
 INVALID = Problem("invalid", 400, "A field is missing or wrong")
 UNAUTHENTICATED = Problem("unauthenticated", 401, "Sign in first")
@@ -62,11 +63,13 @@ SUPERSEDED = Problem("superseded", 409, "A later vote of the voter stands")
 CHANGED_MEANWHILE = Problem("changed-meanwhile", 412, "It has changed since you read it")
 TOO_LARGE = Problem("too-large", 413, "The body is too large")
 NOT_JSON = Problem("not-json", 415, "This media type is not taken")
+ENCODED_BODY = Problem("encoded-body", 415, "The body is encoded")
 UNKNOWN_OPTION = Problem("unknown-option", 422, "The poll has no such option")
 WRONG_CHOICES = Problem("wrong-choices", 422, "The ballot has too few or too many options")
 KEY_REUSED = Problem("key-reused", 422, "The Idempotency-Key belongs to another choice")
 TOO_MANY_REQUESTS = Problem("too-many-requests", 429, "Too many requests")
 SERVER_ERROR = Problem("server-error", 500, "Something went wrong on our side")
+UNKNOWN_TRANSFER = Problem("unknown-transfer", 501, "This transfer coding is not known here")
 NOT_ACCEPTED = Problem("not-accepted", 503, "The vote can't be accepted right now")
 UNAVAILABLE = Problem("unavailable", 503, "This can't be answered right now")
 

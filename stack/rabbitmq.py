@@ -5,7 +5,6 @@ import re
 import shutil
 import socket
 import ssl
-import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from amqp.exceptions import AMQPError
 from kombu import Connection
 from kombu.exceptions import KombuError
 
+from stack import packages
 from stack.folder import Folder, StackError, write_private
 from stack.program import Program, Server
 
@@ -49,7 +49,7 @@ def resolve(folder: Folder, given_url: str | None, say: Callable[[str], None], n
     else:
         if not unpacked.exists():
             say("No RabbitMQ is installed: fetching its packages (35 MB) ...")
-            unpack_packages(folder, unpacked)
+            unpack_packages(unpacked)
         script = unpacked / "usr/lib/rabbitmq/bin/rabbitmq-server"
         erlang = f"{unpacked}/usr/lib/erlang/bin:{search_path()}"
         env = {"ERL_ROOTDIR": f"{unpacked}/usr/lib/erlang"}
@@ -195,42 +195,22 @@ def search_path() -> str:
     return os.pathsep.join([os.environ.get("PATH", os.defpath), *ERLANG])
 
 
-def unpack_packages(folder: Folder, place: Path) -> None:
-    """Unpack Debian's rabbitmq-server and Erlang there, complete or not at all. Needs no root: nothing is installed."""
-    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-        raise StackError(f"No RabbitMQ is installed. {INSTALL}")
-    part = place.with_name(place.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    (part / "debs").mkdir(parents=True)
-    # The machine's package lists; if it has none (as in most container images), lists of our own.
-    own_lists = ["-o", f"Dir::State={part}/apt/state", "-o", f"Dir::Cache={part}/apt/cache"]
+def unpack_packages(place: Path) -> None:
+    """Unpack Debian's rabbitmq-server and Erlang there."""
     try:
-        try:
-            download_packages(part, [])
-        except subprocess.CalledProcessError:
-            for path in ("state/lists/partial", "cache/archives/partial"):
-                (part / "apt" / path).mkdir(parents=True)
-            apt(part, "apt-get", *own_lists, "update")
-            download_packages(part, own_lists)
-        for deb in part.glob("debs/*.deb"):
-            apt(part, "dpkg-deb", "-x", deb, part)
-    except subprocess.CalledProcessError as exc:
-        message = f"No RabbitMQ is installed, and its packages could not be fetched:\n{exc.stderr.strip()[-1000:]}\n"
-        raise StackError(message + INSTALL) from exc
-    shutil.rmtree(part / "debs")
-    shutil.rmtree(part / "apt", ignore_errors=True)
-    # Debian's erl knows its place by heart and ignores ERL_ROOTDIR.
+        packages.unpack(place, find_packages, heed_rootdir)
+    except StackError as exc:
+        raise StackError(f"No RabbitMQ is installed. {exc}\n{INSTALL}") from exc
+
+
+def heed_rootdir(part: Path) -> None:
+    """Debian's erl knows its place by heart and ignores ERL_ROOTDIR."""
     for erl in part.glob("usr/lib/erlang/**/bin/erl"):
         erl.write_text(erl.read_text().replace("ROOTDIR=/usr/lib/erlang", 'ROOTDIR="$ERL_ROOTDIR"'))
-    part.rename(place)
 
 
-def download_packages(part: Path, options: list[str]) -> None:
+def find_packages(part: Path, options: list[str]) -> list[str]:
     unwanted = ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")
     listing = ["depends", "--recurse", *(f"--no-{relation}" for relation in unwanted), "rabbitmq-server"]
-    needed = set(re.findall(r"^(?:rabbitmq-server|erlang-\S+)", apt(part, "apt-cache", *options, *listing), re.MULTILINE))
-    apt(part / "debs", "apt-get", *options, "download", *sorted(needed))
-
-
-def apt(directory: Path, *command: object) -> str:
-    return subprocess.run([str(word) for word in command], cwd=directory, check=True, capture_output=True, text=True).stdout
+    listed = packages.run(part, "apt-cache", *options, *listing)
+    return list(set(re.findall(r"^(?:rabbitmq-server|erlang-\S+)", listed, re.MULTILINE)))

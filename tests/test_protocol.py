@@ -10,11 +10,15 @@ from contextlib import asynccontextmanager
 
 import pytest
 import uvicorn
+from django.core.exceptions import DisallowedHost
+from django.db import connection
+from django.test import RequestFactory
 
-from core import deprecations
+from core import deprecations, protocol
 from core.__main__ import command
 from core.protocol import Protocol
-from tests.conftest import option, tallies, wait_until
+from polls import hosts
+from tests.conftest import answers, free_port, option, tallies, wait_until, web
 from tests.test_following import until
 
 # --- The product, however a request arrives ---------------------------------------------------------------------------
@@ -122,7 +126,7 @@ def test_what_the_product_wants_by_asgi(monkeypatch):
     results = f"/api/v1/polls/{'0' * 36}/results"
 
     def goes_by_asgi(path, *headers):
-        answering = application.answer_whole("GET", path, list(headers), b"", "127.0.0.1")
+        answering = application.answer_whole("GET", path, list(headers), dict(headers), b"", "127.0.0.1")
         if answering is not None:
             answering.close()
         return answering is None
@@ -137,6 +141,140 @@ def test_what_the_product_wants_by_asgi(monkeypatch):
     assert goes_by_asgi(results)
 
 
+def test_trailers_change_no_address(pipeline, make_poll, tmp_path):
+    """Behind a proxy that passes them on, each was another voter."""
+    port, poll = free_port(), make_poll(voter_policy="ip")
+    body = json.dumps({"option": str(option(poll, "soup"))}).encode()
+    head = f"POST /api/v1/polls/{poll.pk}/votes HTTP/1.1\r\nhost: localhost\r\nx-forwarded-for: 192.0.2.1\r\n"
+    head += "content-type: application/json\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+    with web(port, tmp_path / "log", TRUSTED_PROXIES="1"):
+        wait_until(lambda: answers(port))
+        for number in range(6):
+            rest = b"%x\r\n%b\r\n0\r\nX-Forwarded-For: 203.0.113.%d\r\n\r\n" % (len(body), body, number)
+            pieces = [head.encode() + rest] if number % 2 else [head.encode(), rest]
+            assert exchange(port, *pieces).startswith(b"HTTP/1.1 202 ")
+
+    wait_until(lambda: tallies(poll) == {"soup": 1})
+    with connection.cursor() as cursor:
+        wait_until(lambda: cursor.execute("SELECT count(*) FROM outcomes WHERE poll_id = %s", [poll.pk]) or cursor.fetchone() == (5,))
+    assert tallies(poll) == {"soup": 1}
+
+
+def test_a_path_has_one_spelling(api, poll):
+    """A front's rule may compare the path as it was sent."""
+    path = f"/api/v1/polls/{poll.pk}"
+    vote = json.dumps({"option": str(option(poll, "soup")), "voter": "alice"}).encode()
+    spelled = [
+        f"{path}/%76otes",
+        f"{path}/vote%73",
+        f"{path}%2fvotes",
+        f"{path}%2Fvotes",
+        f"{path}/votes/%62atch",
+        f"{path}/votes//",
+        f"{path}/%77ithdraw",
+    ]
+    spelled += ["/%61pi/v1/voters", "/api/v1/votes/%73tatus", "/api/v1/voters//", "/%61dmin/login/", "/%67raphql", "/api/v1/auth%2Ftoken"]
+    for each in spelled:
+        for pieces in ([request("POST", each, vote)], [request("POST", each, vote)[:-5], vote[-5:]]):
+            answer = exchange(api.port, *pieces)
+            assert answer.startswith(b"HTTP/1.1 404 "), each
+    for each in (
+        f"{path}/result%73",
+        f"{path}%2fresults/stream",
+        "/api/v1/votes/%41BC",
+        "/%68ealthz",
+        "/%72eadyz",
+        "/api/%64ocs",
+        "/%2e/healthz",
+    ):
+        assert exchange(api.port, request("GET", each)).startswith(b"HTTP/1.1 404 "), each
+    assert api.post(f"{path}/votes/", vote).status == 202
+    assert api.get("/api/v1/polls?search=%61").status == 200
+
+
+def test_hot_routes_go_by_the_services_names_only(api, poll, requests):
+    for what, whole in requests.items():
+        wrong = whole.replace(b"host: localhost", b"host: evil.example")
+        for pieces in ([wrong], [wrong[:40], wrong[40:]]):
+            answer = exchange(api.port, *pieces)
+            if what == "health":  # probes call a pod by its address
+                assert answer.startswith(b"HTTP/1.1 200 ")
+            elif b"/api/v1/" in whole and what not in ("an escaped path", "Django", "results to somebody"):
+                assert answer.startswith(b"HTTP/1.1 400 ") and json.loads(content(answer) or b'{"type": "/problems/bad-request"}')[
+                    "type"
+                ] == ("/problems/bad-request"), what
+
+
+HOSTS = [
+    "localhost",
+    "LOCALHOST:8000",
+    "vote.example.org",
+    "example.org",
+    "a.b.example.org",
+    "xexample.org",
+    "[::1]",
+    "[::1]:80",
+    "::1",
+    "",
+]
+HOSTS += [
+    "vote.example.org.",
+    "vote.example.org:x",
+    "vote.example.org:",
+    "vote.example.org:8\r",
+    "a b",
+    "localhost@evil",
+    "10.0.0.1",
+    "x" * 400,
+]
+
+
+@pytest.mark.parametrize("allowed", [["localhost", "[::1]"], ["vote.example.org"], [".example.org"], ["*"], []], ids=str)
+def test_a_host_is_ours_where_django_says_so(allowed, settings, monkeypatch):
+    settings.ALLOWED_HOSTS, settings.DEBUG = allowed, False
+    monkeypatch.setattr(hosts, "accepted", set())
+    factory = RequestFactory()
+
+    def is_djangos(host):
+        asked = factory.get("/", headers={"host": host})
+        try:
+            return bool(asked.get_host())
+        except DisallowedHost:
+            return False
+
+    for host in [*HOSTS, *HOSTS]:
+        assert hosts.is_ours(host.encode()) == is_djangos(host), host
+
+
+def test_names_are_remembered_but_not_without_end(settings, monkeypatch):
+    settings.ALLOWED_HOSTS = ["*"]
+    monkeypatch.setattr(hosts, "accepted", set())
+
+    assert all(hosts.is_ours(b"host-%d" % number) for number in range(2 * hosts.MAX_ACCEPTED))
+
+    assert len(hosts.accepted) == hosts.MAX_ACCEPTED
+
+
+def test_an_encoded_body_is_told_what_is_taken(api, poll):
+    vote = {"option": str(option(poll, "soup")), "voter": "alice"}
+    for path in (f"/api/v1/polls/{poll.pk}/votes", "/api/v1/auth/token"):
+        refused = api.post(path, vote, content_encoding="gzip")
+        assert (refused.status, refused.json["type"], refused.headers["accept-encoding"]) == (415, "/problems/encoded-body", "identity")
+        assert refused.headers["content-type"] == "application/problem+json" and refused.headers["x-request-id"]
+    assert tallies(poll) == {}
+
+
+def test_what_did_not_change_has_no_length(api, poll):
+    path = f"/api/v1/polls/{poll.pk}/results"
+    etag = api.get(path).headers["etag"]
+
+    for sent in (request("GET", path, if_none_match=etag), request("HEAD", path, if_none_match=etag)):
+        for pieces in ([sent], [sent[:20], sent[20:]]):
+            answer = exchange(api.port, *pieces)
+            assert answer.startswith(b"HTTP/1.1 304 ") and b"content-length" not in answer and b"transfer-encoding" not in answer
+            assert answer.endswith(b"\r\n\r\n")
+
+
 # --- Any application --------------------------------------------------------------------------------------------------
 
 
@@ -146,7 +284,7 @@ class Both:
     def __init__(self):
         self.go = None
 
-    def answer_whole(self, method, path, headers, body, peer):
+    def answer_whole(self, method, path, headers, fields, body, peer):
         return None if path == "/asgi" else self._answer(method, path, body, peer)
 
     async def _answer(self, method, path, body, peer):
@@ -174,8 +312,8 @@ class Both:
 @asynccontextmanager
 async def serving(application, **options):
     chosen = {"access_log": False, **options}
-    plain = {"port": 0, "loop": "uvloop", "lifespan": "off", "log_config": None, "proxy_headers": False}
-    config = uvicorn.Config(application, http=Protocol, **plain, **chosen)
+    plain = {"port": 0, "loop": "uvloop", "lifespan": "off", "log_config": None, "proxy_headers": False, "http": Protocol}
+    config = uvicorn.Config(application, **{**plain, **chosen})
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
     await until(lambda: server.started)
@@ -218,9 +356,10 @@ ARRIVING = {
     "in chunks one by one": ([CHUNKED, b"2\r\nab\r\n", b"1\r\nc\r\n", b"0\r\n\r\n"], b"asgi POST /a abc"),
     "wanted by ASGI": ([request("POST", "/asgi", b"{}")], b"asgi POST /asgi {}"),
     "escaped": ([request("GET", "/%61")], b"asgi GET /a "),
-    "with a fragment": ([request("GET", "/a#b")], b"asgi GET /a "),
-    "as to a proxy": ([request("GET", "http://h/a")], b"asgi GET /a "),
-    "to be upgraded": ([request("GET", "/a", close=False, connection="upgrade, close", upgrade="h2c")], b"asgi GET /a "),
+    "as to a proxy": ([request("GET", "http://LOCALHOST/a")], b"asgi GET /a "),
+    "to be upgraded": ([request("GET", "/a", close=False, connection="upgrade", upgrade="h2c")], b"whole GET /a "),
+    "to be upgraded, with a body": ([request("POST", "/a", b"{}", close=False, connection="upgrade", upgrade="h2c")], b"whole POST /a {}"),
+    "with trailers": ([CHUNKED + b"2\r\nab\r\n0\r\nhost: other\r\n\r\n"], b"whole POST /a ab"),
     "its body when told to go on": ([request("POST", "/a", b"{}", expect="100-continue")], b"HTTP/1.1 200 OK"),
 }
 
@@ -350,6 +489,271 @@ def test_what_can_not_be_read_is_told_so_and_reaches_nobody():
     for answer in asyncio.run(main()):
         assert answer.startswith(b"HTTP/1.1 400 ")
         assert content(answer) == b"Invalid HTTP request received."
+
+
+# --- One request is one request ---------------------------------------------------------------------------------------
+
+
+class Noting(Both):
+    """Remembers what it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.paths, self.fields = [], []
+
+    def answer_whole(self, method, path, headers, fields, body, peer):
+        answering = super().answer_whole(method, path, headers, fields, body, peer)
+        if answering is not None:
+            self._note(path, headers)
+        return answering
+
+    async def __call__(self, scope, receive, send):
+        await super().__call__(scope, receive, send)
+        self._note(scope["path"], scope["headers"])
+
+    def _note(self, path, headers):
+        self.paths.append(path)
+        self.fields.append(dict(headers))
+
+
+def noted(*pieces, pause=0.02):
+    """Return the answer to these pieces, and the application that saw them."""
+    application = Noting()
+
+    async def main():
+        async with serving(application) as (_, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            for piece in pieces:
+                writer.write(piece)
+                await asyncio.sleep(pause)
+            answer = await asyncio.wait_for(reader.read(), 5)
+            writer.close()
+            return answer
+
+    return asyncio.run(main()), application
+
+
+def answers_in(received):
+    return received.count(b"HTTP/1.1 ")
+
+
+HIDDEN = b"POST /hidden HTTP/1.1\r\nhost: h\r\ncontent-length: 2\r\n\r\n{}"
+
+
+@pytest.mark.parametrize("path", ["/a", "/asgi"])
+@pytest.mark.parametrize("protocol", ["foo", "h2c", "websocket"])
+@pytest.mark.parametrize("padding", [0, 70_000, 600_000])
+@pytest.mark.parametrize("in_chunks", [False, True])
+def test_a_body_after_an_upgrade_is_the_body_and_no_request(path, protocol, padding, in_chunks):
+    """It was read as the next request, where it came in another read than the head: request smuggling."""
+    body = b"\r\n" * (padding // 2) + HIDDEN
+    head = f"POST {path} HTTP/1.1\r\nhost: h\r\nconnection: Upgrade\r\nupgrade: {protocol}\r\n".encode()
+    if in_chunks:
+        head, sent = head + b"transfer-encoding: chunked\r\n\r\n", b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    else:
+        head, sent = head + b"content-length: %d\r\n\r\n" % len(body), body
+
+    for pieces in ([head + sent], [head, sent], [head[:30], head[30:] + sent[:-9], sent[-9:]]):
+        answer, application = noted(*pieces, HIDDEN)
+
+        assert application.paths == [path]
+        assert answers_in(answer) == 1 and content(answer).endswith(b" POST %s %s" % (path.encode(), body))
+        assert b"\r\nconnection: close\r\n" in answer
+        assert not application.fields[0].keys() & {b"upgrade"}
+
+
+@pytest.mark.parametrize("path", ["/a", "/asgi"])
+def test_nothing_is_read_after_a_request_that_is_a_connections_last(path):
+    lasts = [
+        f"GET {path} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n",
+        f"GET {path} HTTP/1.0\r\nhost: h\r\n\r\n",
+        f"GET {path} HTTP/1.0\r\nhost: h\r\nconnection: keep-alive\r\n\r\n",
+        f"GET {path} HTTP/1.1\r\nhost: h\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n",
+        f"CONNECT {path} HTTP/1.1\r\nhost: h\r\n\r\n",
+    ]
+    for last in lasts:
+        for pieces in ([last.encode() + HIDDEN], [last.encode(), HIDDEN]):
+            answer, application = noted(*pieces)
+
+            assert application.paths == [path], (last, pieces)
+            assert answers_in(answer) == 1
+
+
+@pytest.mark.parametrize("path", ["/a", "/asgi"])
+def test_trailers_are_no_headers(path):
+    head = f"POST {path} HTTP/1.1\r\nhost: h\r\nx-forwarded-for: 192.0.2.1\r\ntransfer-encoding: chunked\r\n\r\n".encode()
+    body = b"2\r\n{}\r\n0\r\n"
+    trailers = b"X-Forwarded-For: 203.0.113.77\r\nAuthorization: Api-Key x\r\nHost: other\r\nConnection: close\r\nUpgrade: foo\r\n\r\n"
+    after = request("GET", "/after")
+
+    for pieces in ([head + body + trailers + after], [head, body, trailers + after], [head + body + trailers[:20], trailers[20:] + after]):
+        answer, application = noted(*pieces)
+
+        assert application.paths == [path]  # the parser is not asked where the next one begins
+        assert b"\r\nconnection: close\r\n" in answer
+        assert application.fields[0] == {b"host": b"h", b"x-forwarded-for": b"192.0.2.1", b"transfer-encoding": b"chunked"}
+        assert answers_in(answer) == 1
+
+
+GOOD = b"POST /a HTTP/1.1\r\nhost: h\r\ncontent-length: 2\r\n\r\n{}"
+REFUSED = {
+    **{
+        f"two of {name}": (GOOD.replace(b"\r\n\r\n", b"\r\n%b: a\r\n%b: a\r\n\r\n" % (name.encode(), name.encode())), 400)
+        for name in ("Host", "Authorization", "Idempotency-Key", "content-TYPE", "Content-Encoding", "Voter-Token", "Origin")
+    },
+    "two lengths": (GOOD.replace(b"host: h", b"host: h\r\ncontent-length: 2"), 400),
+    "no host": (GOOD.replace(b"host: h\r\n", b""), 400),
+    "a fragment": (GOOD.replace(b"/a", b"/a#b"), 400),
+    "the URL of another host": (GOOD.replace(b"/a", b"http://other/a"), 400),
+    "the URL of a file": (GOOD.replace(b"/a", b"file://h/a"), 400),
+    "another version": (GOOD.replace(b"1.1", b"2.0"), 400),
+    "an encoded body": (GOOD.replace(b"host: h", b"host: h\r\ncontent-encoding: gzip"), 415),
+    "chunks by HTTP/1.0": (CHUNKED.replace(b"1.1", b"1.0") + b"0\r\n\r\n", 400),
+    **{
+        f"transfer encoding {coding!r}": (CHUNKED.replace(b"chunked", coding) + b"0\r\n\r\n", 501)
+        for coding in (b"gzip, chunked", b"xchunked", b"identity", b"chunked;q=1", b"gzip")
+    },
+    **{
+        f"transfer encoding {coding!r}": (CHUNKED.replace(b"chunked", coding) + b"0\r\n\r\n", 400)  # as the parser says
+        for coding in (b"chunked, gzip", b"chunked,", b"chunked, chunked")
+    },
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+@pytest.mark.parametrize("path", ["/a", "/asgi"])
+def test_what_a_proxy_may_read_differently_reaches_nobody(what, path):
+    sent, status = REFUSED[what]
+    sent = sent.replace(b"/a ", f"{path} ".encode())
+    head = sent.index(b"\r\n\r\n") + 4
+
+    for pieces in ([sent + GET], [sent[:head], sent[head:] + GET]):
+        answer, application = noted(*pieces)
+
+        assert answer.startswith(b"HTTP/1.1 %d " % status), answer
+        assert application.paths in ([], ["/a"])  # the request after it, where it is certain that it begins there
+        assert answers_in(answer) == 1 + len(application.paths)
+
+
+def test_an_encoding_that_changes_nothing_and_capitals_are_taken():
+    good = [
+        GOOD.replace(b"host: h", b"host: h\r\nconnection: close\r\ncontent-encoding: Identity"),
+        CHUNKED.replace(b"chunked", b"Chunked") + b"0\r\n\r\n",
+        b"GET /a HTTP/1.0\r\n\r\n",
+    ]
+    for sent in good:
+        assert noted(sent)[0].startswith(b"HTTP/1.1 200 "), sent
+
+
+def test_what_can_not_be_read_is_told_after_the_answers_to_what_came_before():
+    answer, application = noted(request("GET", "/yield", close=False) + 3 * request("GET", "/asgi", close=False) + b"\0\r\n\r\n" + GET)
+
+    assert application.paths == ["/yield", "/asgi", "/asgi", "/asgi"]
+    assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"200"] * 4 + [b"400"]
+
+
+@pytest.mark.parametrize("before", [b"", request("GET", "/asgi", close=False)])
+def test_a_body_that_breaks_gets_one_answer(before):
+    answer, _ = noted(before + CHUNKED.replace(b"/a", b"/asgi"), b"2\r\n{}\r\n", b"nonsense\r\n")
+
+    assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"200"] * bool(before) + [b"400"]
+
+
+def test_a_body_that_breaks_after_its_answer_ends_the_connection():
+    class Early(Both):
+        async def __call__(self, scope, receive, send):
+            await send({"type": "http.response.start", "status": 413, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body", "body": b""})
+
+    async def main():
+        async with serving(Early()) as (_, port):
+            return await ask(port, CHUNKED.replace(b"connection: close\r\n", b"").replace(b"/a", b"/asgi"), b"nonsense\r\n")
+
+    assert re.findall(rb"HTTP/1.1 (\d+)", asyncio.run(main())) == [b"413"]
+
+
+def test_an_answer_before_the_body_was_asked_for_ends_the_connection():
+    """A client that waits for "100 Continue" may leave the body out, and its next request would be taken for it."""
+    answer, application = noted(
+        request("POST", "/a", b"{}", close=False, expect="100-continue", content_encoding="gzip")[:-2], request("GET", "/next")
+    )
+
+    assert application.paths == []
+    assert answer.startswith(b"HTTP/1.1 415 ") and answers_in(answer) == 1 and b"\r\nconnection: close\r\n" in answer
+
+
+def test_what_can_not_be_read_is_told_to_the_log_once_a_minute(caplog, monkeypatch):
+    monkeypatch.setattr(protocol, "_unreadable", protocol._Unreadable())
+
+    async def main():
+        async with serving(Both()) as (_, port):
+            for _ in range(20):
+                await ask(port, b"\0\r\n\r\n")
+                await ask(port, request("GET", "/a", close=False, connection="upgrade", upgrade="foo"))
+
+    asyncio.run(main())
+
+    assert [line.levelname for line in caplog.records if line.levelname != "INFO"] == ["WARNING"]
+
+
+@pytest.mark.parametrize("path", ["/a", "/asgi", "/stream"])
+def test_who_sends_on_and_reads_nothing_is_not_listened_to(path):
+    """Else each request that waits is a kilobyte or two, as long as somebody likes to send more."""
+    waiting = []
+
+    class Slow(Both):
+        async def __call__(self, scope, receive, send):
+            message = await receive()
+            if scope["path"] == "/stream":  # it looks whether its client is still there
+                listening = asyncio.ensure_future(receive())
+                await asyncio.sleep(0)
+                listening.cancel()
+            await super().__call__(scope, lambda: asyncio.sleep(0, message), send)
+
+    class Watched(Protocol):
+        def _settle(self):
+            super()._settle()
+            waiting.append(len(self.pipeline))
+
+    async def main():
+        async with serving(Slow(), http=Watched) as (_, port):
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                connection.setblocking(False)
+                await asyncio.sleep(0.1)
+                one = request("GET", path, close=False)
+                count = 1_000_000 // len(one)
+                unsent = memoryview(one * count)
+                for _ in range(100):
+                    try:
+                        unsent = unsent[connection.send(unsent) :]
+                    except BlockingIOError:
+                        await asyncio.sleep(0.01)
+                await asyncio.sleep(0.2)
+                most = max(waiting)
+                answers, last = 0, b""
+                while answers < count:
+                    try:
+                        if unsent:
+                            unsent = unsent[connection.send(unsent) :]
+                    except BlockingIOError:
+                        pass
+                    try:
+                        received = last + connection.recv(1_000_000)
+                    except BlockingIOError:
+                        await asyncio.sleep(0.001)
+                        continue
+                    answers += received.count(b"HTTP/1.1 200 OK")
+                    last = received[-14:]
+                    await asyncio.sleep(0)
+                return most, max(waiting), answers == count
+
+    most, most_of_all, are_all_answered = asyncio.run(main())
+
+    assert most <= most_of_all <= protocol.MAX_WAITING + protocol.PIECE // len(request("GET", path, close=False)) + 1
+    assert are_all_answered
+
+
+# --- What breaks ------------------------------------------------------------------------------------------------------
 
 
 def test_an_application_that_breaks_ends_the_connection_and_no_other(caplog):

@@ -122,6 +122,8 @@ def what_intake_raises(door):
 # Of a batch, what is wrong with a vote stands in its own place. Results that are not public are Django's to answer.
 IN_AN_ITEM = {"poll-not-open", "poll-closed", "unknown-code", "unknown-option", "wrong-choices"}
 OF_DJANGO = {"unauthenticated", "not-acceptable"}
+# What is refused before it is looked where a request goes (core/protocol.py).
+OF_THE_PROTOCOL = {"bad-request", "encoded-body", "unknown-transfer"}
 
 
 @pytest.mark.parametrize("path", HOT)
@@ -130,6 +132,7 @@ def test_a_hot_route_shows_exactly_the_problems_that_its_source_raises(schema, p
     raised = what_intake_raises(HOT[path])
     raised -= IN_AN_ITEM if HOT[path] == "_cast_batch" else set()
     raised |= OF_DJANGO if HOT[path] == "_show_results" else set()
+    raised |= OF_THE_PROTOCOL
 
     assert len(raised) >= 4
     assert problems_of(operation) == raised

@@ -171,6 +171,9 @@ def test_every_answer_tells_browsers_to_take_it_for_what_it_is(api, poll):
     assert [answer.status for answer in answers] == [202, 200, 200, 200, 404]
     for answer in answers:
         assert answer.headers["x-content-type-options"] == "nosniff"
+    policy = answers[2].headers["content-security-policy"]
+    for answer in answers[:3]:  # pages may load more, and Django's own about an error style themselves
+        assert (answer.headers["referrer-policy"], answer.headers["content-security-policy"]) == ("same-origin", policy)
     for answer in answers[2:]:
         assert (answer.headers["x-frame-options"], answer.headers["referrer-policy"]) == ("DENY", "same-origin")
         assert answer.headers["permissions-policy"].startswith("camera=()")

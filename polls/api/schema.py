@@ -91,6 +91,8 @@ def answers(success: dict[str, Any], *refusals: Problem) -> dict[str, Any]:
     return success
 
 
+# What core/protocol.py refuses before it is looked where a request goes.
+_OF_THE_PROTOCOL = (problems.BAD_REQUEST, problems.ENCODED_BODY, problems.UNKNOWN_TRANSFER)
 # {what makes something: (the parameter that names it, where its id stands in the answer)}
 _MADE = {
     "polls_create": ("poll_id", "$response.body#/id"),
@@ -124,7 +126,7 @@ def complete(result: dict[str, Any], **_: Any) -> dict[str, Any]:
     result["paths"] = {**result["paths"], **deepcopy(hot_routes.PATHS)}
     for operations in result["paths"].values():
         for operation in operations.values():
-            answers(operation["responses"], *(by_slug[slug] for slug in operation.pop(_REFUSALS)))
+            answers(operation["responses"], *(by_slug[slug] for slug in operation.pop(_REFUSALS)), *_OF_THE_PROTOCOL)
     _link_what_is_made(result["paths"])
     components = result["components"]
     components["schemas"].update({"Problem": _PROBLEM, **hot_routes.SCHEMAS})
