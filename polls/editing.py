@@ -12,7 +12,7 @@ from django.db import connection, transaction
 
 from polls import journal, networks, problems
 from polls.journal import Act
-from polls.models import Option, Poll, PollStatus, Vote, VoterPolicy, VotingMethod
+from polls.models import Option, Poll, PollStatus, ResultsVisibility, Vote, VoterPolicy, VotingMethod
 from polls.moments import iso
 
 # A client that means "now" may have a slow clock or network.
@@ -74,6 +74,8 @@ def change_poll(poll_id: UUID, changes: Mapping[str, Any], act: Act) -> Poll:
         if fields.keys() & {"opens_at", "closes_at"}:
             notice = timedelta() if poll.published_at is None else SHORTEST_NOTICE
             _check_end(fields.get("opens_at", poll.opens_at), fields.get("closes_at", poll.closes_at), act.at + notice)
+        if poll.published_at is not None and fields.get("closes_at", poll.closes_at) > poll.closes_at:
+            check_still_sealed(poll, act.at)
         changed = _set(poll, fields)
         _check_settings(poll, len(before if options is None else options))
         if options is not None:
@@ -127,6 +129,13 @@ def save(poll: Poll, act: Act, action: str, changed: Mapping[str, tuple[Any, Any
     poll.version += 1
     poll.save(update_fields=["version", *(changed.keys() - {"options", "status"})])
     journal.write(poll, act, action, changed)
+
+
+def check_still_sealed(poll: Poll, at: datetime) -> None:
+    """Refuse a later end for a poll whose sealed results somebody may have read: who reads them votes no more."""
+    if poll.results_visibility == ResultsVisibility.SEALED and poll.closes_at <= at + SHORTEST_NOTICE:
+        ended = "has ended" if poll.closes_at <= at else "is about to end"
+        raise problems.POLL_IN_USE.says(f"Its results are sealed until its end, and the poll {ended}.")
 
 
 def _set(poll: Poll, fields: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

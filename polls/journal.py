@@ -37,6 +37,11 @@ def write(poll: Poll, act: Act, action: str, changes: Mapping[str, tuple[Any, An
     JournalEntry.objects.create(poll=poll, at=act.at, actor=act.actor, action=action, reason=act.reason, changes=shown)
 
 
+def tells_tallies(entry: JournalEntry) -> bool:
+    """Return whether the entry's changes are for those alone who may read the results: what a ruling or a recount did to tallies."""
+    return entry.action == "recounted" or "results" in entry.changes
+
+
 def _shown(value: Any) -> Any:
     if isinstance(value, datetime):
         return iso(value)

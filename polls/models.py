@@ -34,12 +34,13 @@ class VotingMethod(models.TextChoices):
 
 
 class ResultsVisibility(models.TextChoices):
-    """Who reads a poll's results, and when. Its owner always does."""
+    """Who reads a poll's results, and when. Its owner always does, but where they are sealed."""
 
     ALWAYS = "always", "everybody, at any time"
     AFTER_VOTE = "after_vote", "who shows the receipt of a vote; everybody once the poll is closed"
     AFTER_CLOSE = "after_close", "everybody, once the poll is closed"
     OWNER = "owner", "the owner only"
+    SEALED = "sealed", "nobody before the poll's end, the people behind it included; then everybody"
 
 
 class LimitMode(models.TextChoices):

@@ -30,10 +30,16 @@ _RESULTS = """
 """
 
 
+def are_sealed(visibility: str, closes_at: Moment, at: Moment) -> bool:
+    """Return whether nobody may learn a tally yet, whatever their role: every door that shows one asks this, or `are_public`."""
+    return visibility == ResultsVisibility.SEALED and at < closes_at
+
+
 def are_public(visibility: str, closes_at: Moment, at: Moment, *, has_voted: bool = False) -> bool:
     """Return whether everybody reads the results of a published poll; with `has_voted`, whether whoever has a receipt of it does.
 
-    Both moments are of one kind: the hot routes have numbers. A poll that is reopened hides its results again.
+    Both moments are of one kind: the hot routes have numbers. A poll that is reopened hides its results again; one with sealed
+    results is never reopened (stages.py).
     """
     if visibility == ResultsVisibility.ALWAYS or (visibility == ResultsVisibility.AFTER_VOTE and has_voted):
         return True

@@ -1,18 +1,19 @@
 """Polls and tallies."""
 
+import json
 from typing import Any, cast
 
 from django.contrib import admin
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.timezone import now
 
-from polls import editing, results
+from polls import editing, journal, results
 from polls.admin.read_only import ReadOnly
 from polls.journal import Act
-from polls.models import JournalEntry, Poll, PollQuerySet, PollStatus, Tally
+from polls.models import JournalEntry, Poll, PollQuerySet, PollStatus, ResultsVisibility, Tally
 
 
 class ByStatus(admin.SimpleListFilter):
@@ -31,9 +32,13 @@ class JournalInline(ReadOnly, admin.TabularInline):
 
     model = JournalEntry
     verbose_name_plural = "journal"
-    fields = ["at", "actor", "action", "reason", "changes"]
+    fields = readonly_fields = ["at", "actor", "action", "reason", "shown"]
     ordering = ["-id"]
     extra = 0
+
+    @admin.display(description="changes")
+    def shown(self, entry: JournalEntry) -> str:
+        return "sealed" if _is_sealed(entry.poll) and journal.tells_tallies(entry) else json.dumps(entry.changes, ensure_ascii=False)
 
 
 @admin.register(Poll)
@@ -82,7 +87,9 @@ class PollAdmin(admin.ModelAdmin):
 
     @admin.display
     def results(self, poll: Poll) -> SafeString:
-        """The poll's tallies as the API shows them."""
+        """The poll's tallies as the API shows them, to whom it shows them."""
+        if _is_sealed(poll):
+            return format_html("{}", f"Sealed until the poll's end, {poll.closes_at:%Y-%m-%d %H:%M:%S} UTC.")
         read = results.read_results(poll.pk, at=now())
         options = read["options"] if read else []
         rows = [(option["position"], option["text"], option["votes"], f"{option['share']:.1%}", option["id"]) for option in options]
@@ -102,6 +109,10 @@ class PollAdmin(admin.ModelAdmin):
         return False
 
 
+def _is_sealed(poll: Poll) -> bool:
+    return results.are_sealed(poll.results_visibility, poll.closes_at, now())
+
+
 @admin.register(Tally)
 class TallyAdmin(ReadOnly, admin.ModelAdmin):
     list_display = ["poll", "chosen", "votes", "revision"]
@@ -110,7 +121,8 @@ class TallyAdmin(ReadOnly, admin.ModelAdmin):
     search_fields = ["poll__title", "poll__id"]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Tally]:
-        return super().get_queryset(request).select_related("poll").prefetch_related("poll__options")
+        sealed = Q(poll__results_visibility=ResultsVisibility.SEALED, poll__closes_at__gt=now())
+        return super().get_queryset(request).exclude(sealed).select_related("poll").prefetch_related("poll__options")
 
     @admin.display
     def chosen(self, tally: Tally) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from polls import fraud
+from polls import fraud, journal
 from polls.models import MAX_OPTIONS, JournalEntry, Option, Poll, PollStatus
 
 
@@ -155,7 +155,7 @@ class PollSerializer(StrictSerializer, serializers.ModelSerializer[Poll]):
             "subnet_limit": {"min_value": 1, "help_text": "The same for its subnet (/24, IPv6: /64)."},
             "limit_mode": {"help_text": "What happens to votes beyond a limit."},
             "auto_quarantine": {"help_text": "Whether votes that a rule finds suspicious are held before anybody has looked."},
-            "results_visibility": {"help_text": "Who reads the results, and when. The people behind the poll always do."},
+            "results_visibility": {"help_text": "Who reads the results, and when. The people behind the poll do always, unless `sealed`."},
             "opens_at": {"help_text": "Default: now."},
         }
 
@@ -251,6 +251,7 @@ class PollChangeSerializer(PollSerializer):
 class JournalEntrySerializer(serializers.ModelSerializer[JournalEntry]):
     """A change of a poll, as it is remembered."""
 
+    # It wants `reads_results` in its context.
     id = serializers.CharField()
     changes = serializers.SerializerMethodField()
 
@@ -262,9 +263,9 @@ class JournalEntrySerializer(serializers.ModelSerializer[JournalEntry]):
         {
             "type": "object",
             "additionalProperties": {"type": "array", "items": {}, "minItems": 2, "maxItems": 2},
-            "description": "{field: [before, after]}",
+            "description": "{field: [before, after]}; what changed tallies only for who may read the results.",
         }
     )
     def get_changes(self, entry: JournalEntry) -> dict[str, Any]:
         changes: dict[str, Any] = entry.changes
-        return changes
+        return changes if self.context["reads_results"] or not journal.tells_tallies(entry) else {}

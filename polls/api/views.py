@@ -296,7 +296,13 @@ class JournalView(generics.ListAPIView[JournalEntry]):
     def get_queryset(self) -> QuerySet[JournalEntry]:
         if getattr(self, "swagger_fake_view", False):
             return JournalEntry.objects.none()
-        return JournalEntry.objects.filter(poll=_seen_inside(self.request, self.kwargs["poll_id"], now()))
+        at = now()
+        poll = _seen_inside(self.request, self.kwargs["poll_id"], at)
+        self.reads_results = actor(self.request).reads_results(poll, at)
+        return JournalEntry.objects.filter(poll=poll)
+
+    def get_serializer_context(self) -> dict[str, Any]:
+        return {"reads_results": self.reads_results}
 
 
 @extend_schema(exclude=True)  # polls/api/schema.py describes the address, which polls/intake.py answers where the results are public
