@@ -63,6 +63,10 @@ class Actor:
     def changes(self, poll: Poll) -> bool:
         return self._looks_after(poll) and self._has_scope(Scope.POLLS_WRITE)
 
+    def chooses_readers(self, poll: Poll) -> bool:
+        """Whether who reads the poll's results may be changed: a client that may not read them must not open them to everybody."""
+        return self.changes(poll) and self._has_scope(Scope.RESULTS_READ)
+
     def reads_journal(self, poll: Poll) -> bool:
         """Whether what only the people behind a poll see is shown: its journal, its codes' labels, its limits."""
         return self.audits or self.changes(poll)

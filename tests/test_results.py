@@ -284,5 +284,5 @@ def test_a_sealed_poll_whose_results_may_have_been_seen_takes_no_more_votes(owne
         ):
             assert (refused.status, refused.json["type"]) == (409, problems.POLL_IN_USE.type)
 
-    Poll.objects.filter(pk=poll.pk).update(closes_at=at + timedelta(minutes=5))
+    path = f"/api/v1/polls/{make_poll(results_visibility='sealed', closes_in=300).pk}"
     assert owners_api.post(f"{path}/extend", {"closes_at": later}).status == 200

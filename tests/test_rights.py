@@ -33,6 +33,8 @@ polls_read             open      200    200    200   200   200      200     200 
 polls_read             archived  200    200    200   200   200      200     200   200  200   200  200    200    200       401
 polls_change           draft     401    404    200   404   404      403     200   404  200   404  404    404    404       401
 polls_change           open      401    403    200   403   403      403     200   403  200   403  403    403    403       401
+errata_add             draft     401    404    409   404   404      403     409   404  409   404  404    404    404       401
+errata_add             open      401    403    201   403   403      403     201   403  201   403  403    403    403       401
 polls_delete           draft     401    404    204   404   404      403     204   404  204   404  404    404    404       401
 polls_publish          draft     401    404    200   404   404      403     200   404  200   404  404    404    404       401
 polls_open             scheduled 401    403    200   403   403      403     200   403  200   403  403    403    403       401
@@ -184,7 +186,8 @@ REQUESTS = {
     "polls_list": lambda scene: ("GET", "/polls"),
     "polls_create": lambda scene: ("POST", "/polls", LUNCH),
     "polls_read": lambda scene: ("GET", f"/polls/{scene.poll.pk}"),
-    "polls_change": lambda scene: ("PATCH", f"/polls/{scene.poll.pk}", {"title": "Dinner"}),
+    "polls_change": lambda scene: ("PATCH", f"/polls/{scene.poll.pk}", {"closes_at": LATER}),
+    "errata_add": lambda scene: ("POST", f"/polls/{scene.poll.pk}/errata", {"field": "title", "text": "Dinner", **WHY}),
     "polls_delete": lambda scene: ("DELETE", f"/polls/{scene.poll.pk}"),
     "polls_publish": lambda scene: ("POST", f"/polls/{scene.poll.pk}/publish", {}),
     "polls_open": lambda scene: ("POST", f"/polls/{scene.poll.pk}/open", {}),
@@ -278,7 +281,7 @@ def make_client(owner, *scopes, poll=None):
 
 def a_poll(make_poll, kind, **fields):
     """A poll of the owner's that is of this kind."""
-    poll = make_poll(opens_in=-3600, allow_withdrawal=True, **fields)
+    poll = make_poll(opens_in=-3600, allow_withdrawal=True, draft="published_at" in POLLS[kind], **fields)
     Poll.objects.filter(pk=poll.pk).update(**POLLS[kind])
     poll.refresh_from_db()
     return poll
@@ -414,7 +417,7 @@ def test_a_key_for_one_poll_works_in_that_one_and_no_other(callers, people, make
             api.post(f"/api/v1/polls/{poll.pk}/votes/batch", [ballot_for(poll, voter="bob")]).status,
             api.get(f"/api/v1/polls/{poll.pk}/results").status,
             api.get(f"/api/v1/polls/{poll.pk}/journal").status,
-            api.patch(f"/api/v1/polls/{poll.pk}", {"title": "Dinner"}).status,
+            api.patch(f"/api/v1/polls/{poll.pk}", {"closes_at": LATER}).status,
         ]
         for poll in (mine, other)
     }
@@ -462,7 +465,7 @@ def answers_to(former):
         [
             api.patch(draft, {"title": "Dinner"}).status,
             api.get(draft).status,
-            api.patch(hidden, {"title": "Dinner"}).status,
+            api.patch(hidden, {"closes_at": LATER}).status,
             api.get(f"{hidden}/results").status,
             api.post("/api/v1/polls", LUNCH).status,
             len(api.get("/api/v1/polls?status=draft").json.get("results", [])),

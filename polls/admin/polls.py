@@ -3,7 +3,7 @@
 import json
 from typing import Any, cast
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.utils.html import format_html, format_html_join
@@ -14,6 +14,7 @@ from polls import editing, journal, results
 from polls.admin.read_only import ReadOnly
 from polls.journal import Act
 from polls.models import JournalEntry, Poll, PollQuerySet, PollStatus, ResultsVisibility, Tally
+from polls.problems import Refusal
 
 
 class ByStatus(admin.SimpleListFilter):
@@ -32,7 +33,7 @@ class JournalInline(ReadOnly, admin.TabularInline):
 
     model = JournalEntry
     verbose_name_plural = "journal"
-    fields = readonly_fields = ["at", "actor", "action", "reason", "shown"]
+    fields = readonly_fields = ["at", "actor", "action", "reason", "shown"]  # type: ignore[assignment]
     ordering = ["-id"]
     extra = 0
 
@@ -43,7 +44,7 @@ class JournalInline(ReadOnly, admin.TabularInline):
 
 @admin.register(Poll)
 class PollAdmin(admin.ModelAdmin):
-    """Words may be mended here. Times, options and voters change through the API, which knows when they may."""
+    """Words may be mended here until the poll opens. Errata, times, options and voters are for the API, which knows when."""
 
     list_display = ["title", "owner", "status", "voters", "opens_at", "closes_at"]
     list_filter = [ByStatus, "voter_policy"]
@@ -52,6 +53,7 @@ class PollAdmin(admin.ModelAdmin):
     search_fields = ["title", "id", "owner__username"]
     readonly_fields = [
         "results",
+        "errata",
         "id",
         "owner",
         "status",
@@ -98,9 +100,16 @@ class PollAdmin(admin.ModelAdmin):
             format_html_join("", "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>", rows),
         )
 
+    def get_readonly_fields(self, request: HttpRequest, obj: Poll | None = None) -> list[str]:
+        words = ["title", "description"] if obj and editing.is_frozen(obj, now()) else []
+        return [*words, *self.readonly_fields]
+
     def save_model(self, request: HttpRequest, poll: Poll, form: Any, change: bool) -> None:
         words = {"title": poll.title, "description": poll.description}
-        editing.change_poll(poll.pk, words, Act(request.user.get_username(), now(), reason="in the admin"))
+        try:
+            editing.change_poll(poll.pk, words, Act(request.user.get_username(), now(), reason="in the admin"))
+        except Refusal as refusal:  # it opened after the form was read
+            messages.error(request, refusal.detail)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False

@@ -6,7 +6,7 @@ from typing import Any
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from polls import fraud, journal
+from polls import editing, fraud, journal
 from polls.models import MAX_OPTIONS, JournalEntry, Option, Poll, PollStatus
 
 
@@ -74,6 +74,15 @@ class NewOptionSerializer(StrictSerializer):
     description = serializers.CharField(max_length=2000, required=False, allow_blank=True)
 
 
+class ErratumSerializer(serializers.Serializer[Any]):
+    """What was said about a text that is frozen. The text stays as it was."""
+
+    field = serializers.ChoiceField(choices=["title", "description", "text"], help_text="Which text of the poll, or of the option.")
+    option = serializers.CharField(allow_null=True, help_text="The option's id; null: the poll's own text.")
+    text = serializers.CharField(help_text="What it should read.")
+    at = serializers.DateTimeField()
+
+
 class NetworkField(serializers.CharField):
     """An IPv4 or IPv6 network, in its shortest words: `198.51.100.7/24` is `198.51.100.0/24`."""
 
@@ -101,11 +110,15 @@ class PollSerializer(StrictSerializer, serializers.ModelSerializer[Poll]):
     options = OptionSerializer(many=True, min_length=2, max_length=MAX_OPTIONS)  # type: ignore[call-arg]
     status = serializers.SerializerMethodField()
     allowed_networks = serializers.ListField(
-        child=NetworkField(), max_length=100, required=False, help_text="Networks that no limit applies to, such as `198.51.100.0/24`."
+        child=NetworkField(),
+        max_length=100,
+        required=False,
+        help_text="Networks that no limit applies to, such as `198.51.100.0/24`; a /16 at most, of IPv6 a /32.",
     )
     rule_parameters = serializers.JSONField(
         required=False, help_text="`{rule: {parameter: value}}` where the poll's are not the installation's: see `GET /api/v1/rules`."
     )
+    errata = ErratumSerializer(many=True, read_only=True, help_text="What was said about its texts since they are frozen, oldest first.")
     links = serializers.SerializerMethodField()
 
     class Meta:
@@ -132,6 +145,7 @@ class PollSerializer(StrictSerializer, serializers.ModelSerializer[Poll]):
             "opens_at",
             "closes_at",
             "created_at",
+            "errata",
             "version",
             "links",
         ]
@@ -218,6 +232,14 @@ class WhySerializer(StrictSerializer):
     """What a decision takes that nobody can change afterwards."""
 
     reason = serializers.CharField(max_length=500, help_text="For the record.")
+
+
+class NewErratumSerializer(WhySerializer):
+    """What is wrong with a frozen text."""
+
+    field = serializers.ChoiceField(choices=["title", "description", "text"], help_text="`text` and `description` of an option.")
+    option = serializers.CharField(required=False, help_text="The option's id; left out: the poll's own title or description.")
+    text = serializers.CharField(max_length=editing.LONGEST_ERRATUM, help_text="What it should read.")
 
 
 class ClosingSerializer(ReasonSerializer):

@@ -17,6 +17,7 @@ urlpatterns = [
     path("api/v1/polls/<uuid:poll_id>/reopen", views.ReopenView.as_view()),
     path("api/v1/polls/<uuid:poll_id>/archive", views.ArchiveView.as_view()),
     path("api/v1/polls/<uuid:poll_id>/duplicate", views.DuplicateView.as_view()),
+    path("api/v1/polls/<uuid:poll_id>/errata", views.ErrataView.as_view()),
     path("api/v1/polls/<uuid:poll_id>/journal", views.JournalView.as_view()),
     path("api/v1/polls/<uuid:poll_id>/results", views.ResultsView.as_view()),
     path("api/v1/polls/<uuid:poll_id>/integrity", integrity.IntegrityView.as_view()),

@@ -28,6 +28,7 @@ from polls.api.serializers import (
     DuplicateSerializer,
     ExtensionSerializer,
     JournalEntrySerializer,
+    NewErratumSerializer,
     NewPollSerializer,
     PollChangeSerializer,
     PollSerializer,
@@ -135,9 +136,10 @@ class PollView(APIView):
         tags=["polls"],
         summary="Change a poll",
         description=(
-            "Until shortly before it opens everything can change. Once it is open: title, description, `closes_at`, `auto_quarantine` and "
-            "`rule_parameters`; limits and allowed networks, but only to let in more; options and `results_visibility` until the first "
-            "vote. Once it is closed: title and description. Options are listed in their order; one with its `id` stays the same option."
+            "Until shortly before it opens everything can change; `results_visibility` by an API client with the scopes `polls:write` and "
+            "`results:read` only. Once it is open: `closes_at`; limits and allowed networks, but only to let in more; `auto_quarantine` "
+            "off, and `rule_parameters` without those of a rule, which then has the installation's. Once it is closed: nothing. What is "
+            "wrong with a text then is said in an erratum. Options are listed in their order; one with its `id` stays the same option."
         ),
         parameters=[IF_MATCH, ETAG],
         request=PollChangeSerializer,
@@ -148,6 +150,8 @@ class PollView(APIView):
         poll = to_change(request, poll_id, at)
         changes = checked(PollChangeSerializer, request.data, partial=True)
         act = act_of(request, at, changes.pop("reason", ""))
+        if changes.get("results_visibility", poll.results_visibility) != poll.results_visibility:
+            check_chooses_readers(request, poll)
         return _show(request, editing.change_poll(poll.pk, changes, act), at)
 
     @refuses(
@@ -267,6 +271,42 @@ class DuplicateView(APIView):
         return _show(request, stages.duplicate_poll(poll.pk, cast(User, request.user), act, **wanted), at, status.HTTP_201_CREATED)
 
 
+class ErrataView(APIView):
+    @refuses(
+        problems.MALFORMED,
+        problems.INVALID,
+        problems.UNAUTHENTICATED,
+        problems.FORBIDDEN,
+        problems.NOT_FOUND,
+        problems.UNKNOWN_POLL,
+        problems.POLL_IN_USE,
+        problems.CHANGED_MEANWHILE,
+        problems.NOT_JSON,
+        problems.UNKNOWN_OPTION,
+    )
+    @extend_schema(
+        operation_id="errata_add",
+        tags=["polls"],
+        summary="Say what is wrong with a text of an open poll",
+        description=(
+            "Texts are frozen once the poll opens. The old one stays; the erratum is shown beside it, with its time, in poll, results and "
+            f"stream. At most {editing.MAX_ERRATA} of a poll, which can't be changed or taken back. Repeatable."
+        ),
+        parameters=[IF_MATCH, ETAG, LOCATION],
+        request=NewErratumSerializer,
+        examples=[
+            OpenApiExample("title", {"field": "title", "text": "What shall we have for dinner?", "reason": "A slip."}, request_only=True)
+        ],
+        responses={201: OpenApiResponse(PollSerializer, "The poll as it is now.")},
+    )
+    def post(self, request: Request, poll_id: str) -> Response:
+        at = now()
+        poll = to_change(request, poll_id, at)
+        erratum = checked(NewErratumSerializer, request.data)
+        act = act_of(request, at, erratum.pop("reason"))
+        return _show(request, editing.add_erratum(poll.pk, act, **erratum), at, status.HTTP_201_CREATED)
+
+
 # --- What happened, and what came of it -------------------------------------------------------------------------------
 
 
@@ -340,6 +380,11 @@ def to_change(request: Request, poll_id: str, at: datetime) -> Poll:
 def check_makes_polls(request: Request) -> None:
     if not actor(request).makes_polls:
         raise problems.FORBIDDEN.says("Making polls takes the role `owner`, and an API client the scope `polls:write`.")
+
+
+def check_chooses_readers(request: Request, poll: Poll) -> None:
+    if not actor(request).chooses_readers(poll):
+        raise problems.FORBIDDEN.says("Changing who reads the results takes the scopes `polls:write` and `results:read`.")
 
 
 def check_reads_results(request: Request, poll: Poll, at: datetime, *, has_voted: bool = False) -> None:
