@@ -52,6 +52,8 @@ results_read           hidden    403    403    200   403   403      200     200 
 results_follow         draft     404    404    404   404   404      404     404   404  404   404  404    404    404       404
 results_follow         open      200    200    200   200   200      200     200   200  200   200  200    200    200       200
 results_follow         hidden    403    403    403   403   403      403     403   403  403   403  403    403    403       403
+history_list           draft     404    404    200   404   404      200     200   404  200   404  404    404    404       401
+history_list           open      200    200    200   200   200      200     200   200  200   200  200    200    200       401
 integrity_read         draft     404    404    200   404   404      200     200   404  200   404  404    404    404       401
 integrity_read         open      401    403    200   403   200      200     200   403  200   403  403    403    403       401
 codes_list             planned   401    404    200   404   404      200     200   404  200   404  404    404    404       401
@@ -197,6 +199,7 @@ REQUESTS = {
     "polls_archive": lambda scene: ("POST", f"/polls/{scene.poll.pk}/archive", {}),
     "polls_duplicate": lambda scene: ("POST", f"/polls/{scene.poll.pk}/duplicate", {}),
     "journal_list": lambda scene: ("GET", f"/polls/{scene.poll.pk}/journal"),
+    "history_list": lambda scene: ("GET", f"/polls/{scene.poll.pk}/history"),
     "integrity_read": lambda scene: ("GET", f"/polls/{scene.poll.pk}/integrity"),
     # GET does not end while the poll is open.
     "results_follow": lambda scene: ("HEAD", f"/polls/{scene.poll.pk}/results/stream"),

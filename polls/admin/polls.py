@@ -39,7 +39,9 @@ class JournalInline(ReadOnly, admin.TabularInline):
 
     @admin.display(description="changes")
     def shown(self, entry: JournalEntry) -> str:
-        return "sealed" if _is_sealed(entry.poll) and journal.tells_tallies(entry) else json.dumps(entry.changes, ensure_ascii=False)
+        if journal.tells_tallies(entry.action, entry.changes) and _is_sealed(entry.poll):
+            return "sealed"
+        return json.dumps(entry.changes, ensure_ascii=False)
 
 
 @admin.register(Poll)

@@ -270,6 +270,34 @@ class PollChangeSerializer(PollSerializer):
         fields = [*PollSerializer.Meta.fields, "reason"]
 
 
+class HistoryEntrySerializer(serializers.ModelSerializer[JournalEntry]):
+    """A change of a poll, as everybody may know it."""
+
+    # It takes what `journal.history` returns.
+    id = serializers.CharField()
+    changed = serializers.SerializerMethodField(help_text="The names of the fields that changed.")
+    changes = serializers.SerializerMethodField()
+
+    class Meta:
+        model = JournalEntry
+        fields = ["id", "at", "action", "changed", "changes"]
+
+    @extend_schema_field({"type": "array", "items": {"type": "string"}})
+    def get_changed(self, entry: Any) -> list[str]:
+        return ["results"] if journal.tells_tallies(entry.action, entry.changed) else sorted(entry.changed)
+
+    @extend_schema_field(
+        {
+            "type": ["object", "null"],
+            "additionalProperties": {"type": "array", "items": {}, "minItems": 2, "maxItems": 2},
+            "description": "{field: [before, after]} of the fields that everybody sees in the poll; null where they are very long.",
+        }
+    )
+    def get_changes(self, entry: Any) -> dict[str, Any] | None:
+        public: dict[str, Any] | None = entry.public
+        return None if public is None else {name: change for name, change in public.items() if name in journal.PUBLIC_FIELDS}
+
+
 class JournalEntrySerializer(serializers.ModelSerializer[JournalEntry]):
     """A change of a poll, as it is remembered."""
 
@@ -290,4 +318,4 @@ class JournalEntrySerializer(serializers.ModelSerializer[JournalEntry]):
     )
     def get_changes(self, entry: JournalEntry) -> dict[str, Any]:
         changes: dict[str, Any] = entry.changes
-        return changes if self.context["reads_results"] or not journal.tells_tallies(entry) else {}
+        return changes if self.context["reads_results"] or not journal.tells_tallies(entry.action, changes) else {}

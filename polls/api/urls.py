@@ -19,6 +19,7 @@ urlpatterns = [
     path("api/v1/polls/<uuid:poll_id>/duplicate", views.DuplicateView.as_view()),
     path("api/v1/polls/<uuid:poll_id>/errata", views.ErrataView.as_view()),
     path("api/v1/polls/<uuid:poll_id>/journal", views.JournalView.as_view()),
+    path("api/v1/polls/<uuid:poll_id>/history", views.HistoryView.as_view()),
     path("api/v1/polls/<uuid:poll_id>/results", views.ResultsView.as_view()),
     path("api/v1/polls/<uuid:poll_id>/integrity", integrity.IntegrityView.as_view()),
     path("api/v1/polls/<uuid:poll_id>/codes", codes.CodesView.as_view()),

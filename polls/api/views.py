@@ -18,7 +18,7 @@ from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
 from rest_framework.views import APIView
 
-from polls import editing, problems, results, stages
+from polls import editing, journal, problems, results, stages
 from polls.api.authentication import actor
 from polls.api.filters import PollFilters, StrictFilters
 from polls.api.pages import NewestFirst
@@ -27,6 +27,7 @@ from polls.api.serializers import (
     ClosingSerializer,
     DuplicateSerializer,
     ExtensionSerializer,
+    HistoryEntrySerializer,
     JournalEntrySerializer,
     NewErratumSerializer,
     NewPollSerializer,
@@ -36,7 +37,7 @@ from polls.api.serializers import (
     checked,
 )
 from polls.journal import Act
-from polls.models import JournalEntry, Poll
+from polls.models import JournalEntry, Poll, PollStatus
 
 LUNCH = {
     "title": "What shall we have for lunch?",
@@ -59,6 +60,8 @@ IF_MATCH = OpenApiParameter(
     "If-Match", str, OpenApiParameter.HEADER, description="ETags of the poll as you have read it: if it is another by now, nothing changes."
 )
 IF_NONE_MATCH = OpenApiParameter("If-None-Match", str, OpenApiParameter.HEADER, description="The ETag of what you have.")
+# How long anybody may keep a page of a poll's history (seconds). Chosen: a stranger's reload costs nothing, and news is soon there.
+HISTORY_SECONDS = 5
 LOCATION = OpenApiParameter("Location", str, OpenApiParameter.HEADER, response=[201], description="Where the poll is.")
 
 
@@ -343,6 +346,42 @@ class JournalView(generics.ListAPIView[JournalEntry]):
 
     def get_serializer_context(self) -> dict[str, Any]:
         return {"reads_results": self.reads_results}
+
+
+class HistoryPages(LatestFirst):
+    max_page_size = LatestFirst.page_size
+    page_size_query_description = f"Entries on a page; {max_page_size} at most, and if not said."
+
+
+class HistoryView(generics.ListAPIView[JournalEntry]):
+    serializer_class = HistoryEntrySerializer
+    pagination_class = HistoryPages
+    queryset = JournalEntry.objects.none()
+
+    @refuses(problems.INVALID, problems.UNAUTHENTICATED, problems.NOT_FOUND, problems.UNKNOWN_POLL)
+    @extend_schema(
+        operation_id="history_list",
+        tags=["polls"],
+        summary="Read what happened to a poll, latest first",
+        description=(
+            "For everybody who sees the poll: when it was made, published, opened, closed, extended, what of it changed, what errata there "
+            "are, and that votes were held, put back or voided. Without names and reasons, and of fields that only the people behind the "
+            "poll see, without their values. What happened to a draft stays with them."
+        ),
+        responses=OpenApiResponse(HistoryEntrySerializer(many=True), "A page of the history."),
+    )
+    def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        answer = super().get(request, *args, **kwargs)
+        answer["Cache-Control"] = "no-store" if self.poll.status_at(self.at) == PollStatus.DRAFT else f"public, max-age={HISTORY_SECONDS}"
+        answer["Vary"] = "Authorization"
+        return answer
+
+    def get_queryset(self) -> QuerySet[JournalEntry]:
+        if getattr(self, "swagger_fake_view", False):
+            return JournalEntry.objects.none()
+        self.at = now()
+        self.poll = seen(self.request, self.kwargs["poll_id"], self.at)
+        return journal.history(self.poll)
 
 
 @extend_schema(exclude=True)  # polls/api/schema.py describes the address, which polls/intake.py answers where the results are public
