@@ -58,6 +58,7 @@ integrity_read         draft     404    404    200   404   404      200     200 
 integrity_read         open      401    403    200   403   200      200     200   403  200   403  403    403    403       401
 codes_list             planned   401    404    200   404   404      200     200   404  200   404  404    404    404       401
 codes_list             codes     401    403    200   403   403      200     200   403  200   403  403    403    403       401
+codes_count            codes     401    403    200   403   403      200     200   403  200   403  403    403    403       401
 codes_add              planned   401    404    201   404   404      403     201   404  201   404  404    404    404       401
 codes_add              codes     401    403    201   403   403      403     201   403  201   403  403    403    403       401
 codes_revoke_one       codes     401    403    200   403   403      403     200   403  200   403  403    403    403       401
@@ -205,6 +206,7 @@ REQUESTS = {
     "results_follow": lambda scene: ("HEAD", f"/polls/{scene.poll.pk}/results/stream"),
     "results_read": lambda scene: ("GET", f"/polls/{scene.poll.pk}/results"),
     "codes_list": lambda scene: ("GET", f"/polls/{scene.poll.pk}/codes"),
+    "codes_count": lambda scene: ("GET", f"/polls/{scene.poll.pk}/codes/counts"),
     "codes_add": lambda scene: ("POST", f"/polls/{scene.poll.pk}/codes", {"generate": 1}),
     "codes_revoke_one": lambda scene: ("DELETE", f"/polls/{scene.poll.pk}/codes/{scene.code.id}"),
     "codes_revoke": lambda scene: ("POST", f"/polls/{scene.poll.pk}/codes/revoke", {"ids": [str(scene.code.id)]}),

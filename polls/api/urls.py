@@ -23,6 +23,7 @@ urlpatterns = [
     path("api/v1/polls/<uuid:poll_id>/results", views.ResultsView.as_view()),
     path("api/v1/polls/<uuid:poll_id>/integrity", integrity.IntegrityView.as_view()),
     path("api/v1/polls/<uuid:poll_id>/codes", codes.CodesView.as_view()),
+    path("api/v1/polls/<uuid:poll_id>/codes/counts", codes.CountsView.as_view()),
     path("api/v1/polls/<uuid:poll_id>/codes/revoke", codes.RevocationView.as_view()),
     path("api/v1/polls/<uuid:poll_id>/codes/<int:code_id>", codes.CodeView.as_view()),
     path("api/v1/polls/<uuid:poll_id>/rulings", rulings.RulingsView.as_view()),
