@@ -15,10 +15,9 @@ from polls import journal, problems
 from polls.journal import Act
 from polls.models import Block, Decision, Ruling, SuspiciousIP
 from polls.moments import to_microseconds
+from polls.networks import WIDEST
 from polls.voters import parse_address
 
-# The shortest prefix that can be blocked, by IP version: a provider's network, and nobody blocks half the internet by a typo.
-WIDEST = {4: 16, 6: 32}
 LONGEST = timedelta(days=366)
 
 

@@ -42,7 +42,7 @@ _UNREAD = re.compile(r"[\s\-\u2010-\u2015\u2212]+")
 
 
 class State(models.TextChoices):
-    """What a code can still do."""
+    """What a code can still do. Which are used is told once the poll is final: beside moving tallies it would tell who voted for what."""
 
     UNUSED = "unused", "it can vote"
     USED = "used", "a vote came with it"
@@ -66,6 +66,15 @@ class Issued:
     code: str
     label: str
     is_new: bool
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many codes a poll has. A code that was used and revoked is among both."""
+
+    codes: int
+    used: int
+    revoked: int
 
 
 def normalise(code: str) -> str:
@@ -129,27 +138,54 @@ def upload(poll: Poll, rows: Sequence[Row], act: Act) -> list[Issued]:
 
 
 def revoke(poll: Poll, ids: Iterable[int] | None, act: Act) -> tuple[int, datetime]:
-    """Revoke these codes, all or none (None: all that are unused); return how many, and from when on they are not accepted.
+    """Revoke these codes, all or none (None: all there are); return how many, and from when on they are not accepted.
 
-    A code whose vote is on its way meanwhile counts as unused here, and its vote counts. Raises Refusal when one has been used.
+    Used ones as well: to leave them out would tell which they are. A vote that came with one counts, and changes no more.
     """
     revoked_at = act.at + SHORTEST_NOTICE
     with transaction.atomic():
         poll = _lock(poll, act.at)
-        wanted = poll.codes.filter(_in_state(State.UNUSED)) if ids is None else _revocable(poll, list(ids))
+        wanted = poll.codes.all() if ids is None else _known(poll, list(ids))
         before = poll.codes.filter(revoked_at__isnull=False).count()
-        revoked = VoterCode.objects.filter(pk__in=wanted.values("pk")).update(revoked_at=revoked_at)
+        revoked = wanted.filter(revoked_at=None).update(revoked_at=revoked_at)
         if revoked:
             journal.write(poll, act, "codes_revoked", {"revoked_codes": (before, before + revoked)})
     return revoked, revoked_at
 
 
 def listing(poll: Poll, state: str | None = None) -> models.QuerySet[VoterCode]:
-    """Return the poll's codes, of one State only where it is given, each annotated with its `state`."""
+    """Return the poll's codes, of one State only where it is given, each annotated with its `state`.
+
+    Before the poll is final `state` is None, but for those that are revoked, used or not; and used and unused ones can't be listed
+    apart: raises Refusal.
+    """
     if poll.voter_policy != VoterPolicy.CODE:
         raise _not_offered(poll)
+    if poll.finalised_at is None:
+        if state not in (None, State.REVOKED):
+            raise problems.NOT_OFFERED.says("Which codes were used is told once the poll is final, until then only how many: see counts.")
+        codes = poll.codes.filter(revoked_at__isnull=False) if state else poll.codes.all()
+        return codes.annotate(state=Case(When(revoked_at__isnull=False, then=Value(State.REVOKED.value)), output_field=models.CharField()))
     codes = poll.codes.filter(_in_state(state)) if state else poll.codes.all()
     return codes.annotate(state=Case(*(When(_in_state(state), then=Value(state)) for state in State.values)))
+
+
+def count(poll: Poll) -> Counts:
+    """Return how many codes the poll has. Cost: its votes are read, and those that do not stand: seconds where there are millions."""
+    if poll.voter_policy != VoterPolicy.CODE:
+        raise _not_offered(poll)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT (SELECT count(*) FROM voter_codes WHERE poll_id = %(poll)s),
+                   (SELECT count(*) FROM (
+                       SELECT voter_key FROM votes WHERE poll_id = %(poll)s UNION SELECT voter_key FROM outcomes WHERE poll_id = %(poll)s
+                   ) used),
+                   (SELECT count(*) FROM voter_codes WHERE poll_id = %(poll)s AND revoked_at IS NOT NULL)
+            """,
+            {"poll": poll.pk},
+        )
+        return Counts(*cursor.fetchone())
 
 
 def _in_state(state: str) -> Q:
@@ -162,14 +198,12 @@ def _in_state(state: str) -> Q:
     }[state]
 
 
-def _revocable(poll: Poll, ids: list[int]) -> models.QuerySet[VoterCode]:
-    """Return those of the codes that are not revoked yet; raises Refusal when the poll does not have one of them, or it has been used."""
+def _known(poll: Poll, ids: list[int]) -> models.QuerySet[VoterCode]:
+    """Return these codes; raises Refusal when the poll does not have one of them."""
     wanted = poll.codes.filter(pk__in=ids)
     known = set(wanted.values_list("pk", flat=True))
     _refuse([(f"/ids/{index}", "The poll has no code with this id.") for index, pk in enumerate(ids) if pk not in known])
-    used = set(wanted.filter(_in_state(State.USED)).values_list("pk", flat=True))
-    _refuse([(f"/ids/{index}", "This code has been used.") for index, pk in enumerate(ids) if pk in used], problems.CODE_IN_USE)
-    return wanted.filter(revoked_at=None)
+    return wanted
 
 
 # Codes whose labels are sealed in one transaction.
@@ -226,13 +260,13 @@ def _mistake_in_label(label: str) -> str | None:
     return None if not label or label.isprintable() else "A label is one line of visible characters."
 
 
-def _refuse(mistakes: Iterable[tuple[str, str]], problem: problems.Problem = problems.INVALID) -> None:
+def _refuse(mistakes: Iterable[tuple[str, str]]) -> None:
     """Raise the Refusal that tells these (pointer, sentence), if there are any."""
     errors = [{"detail": detail, "pointer": f"#{pointer}"} for pointer, detail in mistakes]
     if len(errors) > MAX_MISTAKES:
-        raise Refusal(problem, f"{errors[0]['detail']} And {len(errors) - 1} more.", errors[:MAX_MISTAKES])
+        raise Refusal(problems.INVALID, f"{errors[0]['detail']} And {len(errors) - 1} more.", errors[:MAX_MISTAKES])
     if errors:
-        raise Refusal(problem, errors[0]["detail"], errors)
+        raise Refusal(problems.INVALID, errors[0]["detail"], errors)
 
 
 def _add(poll: Poll, rows: Sequence[Row], act: Act) -> list[Issued]:

@@ -1,18 +1,19 @@
 """Making, changing and deleting polls: what is allowed when, so that no accepted vote loses its meaning."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from ipaddress import ip_network
 from typing import Any
 from uuid import UUID
 
 from django.conf import settings
 from django.contrib.auth.models import User
-from django.db import connection, transaction
+from django.db import IntegrityError, OperationalError, connection, transaction
 
 from polls import journal, networks, problems, voter_secrets
-from polls.journal import Act
-from polls.models import Option, Poll, PollStatus, Vote, VoterPolicy, VotingMethod
+from polls.journal import Act, require_reason
+from polls.models import Option, Poll, PollStatus, ResultsVisibility, VoterPolicy, VotingMethod
 from polls.moments import iso
 
 # A client that means "now" may have a slow clock or network.
@@ -21,15 +22,22 @@ CLOCK_TOLERANCE = timedelta(minutes=1)
 # after the end; and a poll that opens sooner is changed as if it were open, for it may be by the time the change is read.
 SHORTEST_NOTICE = timedelta(seconds=2 * settings.POLL_SNAPSHOT_SECONDS + 1)
 
-WORDS = {"title", "description"}
 # What may only be loosened once the poll is open: whoever was refused may come again, but nobody who was let in is judged anew.
 LIMITS = {"address_limit", "subnet_limit", "allowed_networks"}
-# How suspicious votes are looked for. Another answer judges nothing by itself: it is for what rules find from then on.
+# How suspicious votes are looked for. Once the poll is open, only towards the installation's way: else an owner who sees the tallies
+# could have a rival's networks held.
 VIGILANCE = {"auto_quarantine", "rule_parameters"}
-# What may change until the first vote: votes say what they mean by the options, and whoever voted was told who will see the results.
-UNTIL_THE_FIRST_VOTE = {"options", "results_visibility"}
-# Nothing else once the poll is open: it would say anew who is one voter, which vote of theirs stands, or what a ballot holds.
-CHANGEABLE_WHILE_OPEN = WORDS | LIMITS | VIGILANCE | UNTIL_THE_FIRST_VOTE | {"closes_at"}
+# Nothing else once the poll is open: votes say what they mean by its texts, whoever voted was told who will see the results, and the
+# rest says who is one voter, which vote of theirs stands, and what a ballot holds.
+CHANGEABLE_WHILE_OPEN = LIMITS | VIGILANCE | {"closes_at"}
+# How long an edit waits for another one of the same poll. It was judged by the moment it came in, and the shortest notice has a second
+# for it to take effect in.
+LOCK_MILLISECONDS = 500
+# Of a poll, and characters of each. Chosen: everybody who reads the results reads them, too.
+MAX_ERRATA = 20
+LONGEST_ERRATUM = 300
+_LOCK_NOT_AVAILABLE = "55P03"
+_FROZEN = "open_polls_keep_their_terms"  # the constraint's name that triggers give
 
 
 def create_poll(
@@ -54,6 +62,7 @@ def create_poll(
     _check_start(poll.opens_at, at)
     _check_end(poll.opens_at, poll.closes_at, at)
     _check_settings(poll, len(options))
+    _check_networks(poll.allowed_networks)
     if poll.status_at(at) == PollStatus.OPEN:
         poll.opened_at = at
     with transaction.atomic():
@@ -69,11 +78,12 @@ def change_poll(poll_id: UUID, changes: Mapping[str, Any], act: Act) -> Poll:
 
     What is so already is no change: without any, there is no new version and no entry in the journal.
     """
-    with locked(poll_id, act, against_counting=bool(changes.keys() & UNTIL_THE_FIRST_VOTE)) as poll:
+    with locked(poll_id, act) as poll:
         fields = {name: value for name, value in changes.items() if name != "options" and getattr(poll, name) != value}
         before = _options_of(poll)
         options = _changed_options(before, changes.get("options", before))
         _check_stage(poll, fields if options is None else {**fields, "options": options}, act.at)
+        _check_networks(changes.get("allowed_networks", []), known=poll.allowed_networks)
         fields = _follow(poll, fields, len(before), len(before if options is None else options))
 
         if "opens_at" in fields:
@@ -81,6 +91,8 @@ def change_poll(poll_id: UUID, changes: Mapping[str, Any], act: Act) -> Poll:
         if fields.keys() & {"opens_at", "closes_at"}:
             notice = timedelta() if poll.published_at is None else SHORTEST_NOTICE
             _check_end(fields.get("opens_at", poll.opens_at), fields.get("closes_at", poll.closes_at), act.at + notice)
+        if poll.published_at is not None and fields.get("closes_at", poll.closes_at) > poll.closes_at:
+            check_still_sealed(poll, act.at)
         changed = _set(poll, fields)
         _check_settings(poll, len(before if options is None else options))
         if options is not None:
@@ -88,6 +100,34 @@ def change_poll(poll_id: UUID, changes: Mapping[str, Any], act: Act) -> Poll:
             changed["options"] = (before, _options_of(poll))
         if changed:
             save(poll, act, "changed", changed)
+    return poll
+
+
+def add_erratum(poll_id: UUID, act: Act, *, field: str, text: str, option: str | None = None) -> Poll:
+    """Say what is wrong with a frozen text of the poll, or of an option; the text stays, and both are shown from now on.
+
+    Repeatable: what is said already is not said again. Raises Refusal while the text itself can change, and beyond MAX_ERRATA.
+    """
+    require_reason(act)
+    if field not in (("text", "description") if option else ("title", "description")):
+        raise problems.INVALID.says("A poll has a `title`, an option a `text`, and both a `description`.", pointer="/field")
+    if not text.strip() or len(text) > LONGEST_ERRATUM or "\0" in text:
+        raise problems.INVALID.says(f"Say what it should read, in at most {LONGEST_ERRATUM} characters.", pointer="/text")
+    with locked(poll_id, act) as poll:
+        if not is_frozen(poll, act.at):
+            raise problems.POLL_IN_USE.says(f"The poll is {poll.status_at(act.at)}: its texts can still change themselves.")
+        if option and option not in {known["id"] for known in _options_of(poll)}:
+            raise problems.UNKNOWN_OPTION.says("The poll has no option with this id.", pointer="/option")
+        said = {"field": field, "option": option, "text": text}
+        if any(said == {name: erratum[name] for name in said} for erratum in poll.errata):
+            return poll
+        if len(poll.errata) >= MAX_ERRATA:
+            raise problems.POLL_IN_USE.says(f"A poll has at most {MAX_ERRATA} errata.")
+        erratum = {**said, "at": iso(act.at)}
+        poll.errata = [*poll.errata, erratum]
+        poll.version += 1
+        poll.save(update_fields=["errata", "version"])
+        journal.write(poll, act, "erratum", {"erratum": (None, erratum)})
     return poll
 
 
@@ -106,18 +146,36 @@ def tag(poll: Poll, at: datetime) -> str:
 
 
 @contextmanager
-def locked(poll_id: UUID, act: Act, *, against_counting: bool = False) -> Iterator[Poll]:
+def locked(poll_id: UUID, act: Act) -> Iterator[Poll]:
     """Give the poll, which nobody else changes until the end of the block's transaction; raises Refusal when it is not as `act` wants it.
 
-    `against_counting` waits for the votes that are being counted, and holds up others: they hold the poll's key.
+    Also when somebody else has it for too long, and when it opens before the block is through.
     """
-    with transaction.atomic():
-        poll = Poll.objects.select_for_update(no_key=not against_counting).filter(pk=poll_id).first()
-        if poll is None:
-            raise problems.UNKNOWN_POLL.says("No poll has this id.")
-        if act.only_if is not None and not act.only_if & {"*", tag(poll, act.at)}:
-            raise problems.CHANGED_MEANWHILE.says(f"The poll's ETag is {tag(poll, act.at)} now. Read it again, and decide anew.")
-        yield poll
+    try:
+        with transaction.atomic():
+            yield _lock(poll_id, act)
+    except IntegrityError as exc:
+        if getattr(getattr(exc.__cause__, "diag", None), "constraint_name", None) != _FROZEN:
+            raise
+        raise problems.POLL_IN_USE.says("The poll has opened or closed meanwhile. Read it again.") from None
+
+
+def _lock(poll_id: UUID, act: Act) -> Poll:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT set_config('lock_timeout', %s, true)", [f"{LOCK_MILLISECONDS}ms"])
+    try:
+        poll = Poll.objects.select_for_update(no_key=True).filter(pk=poll_id).first()
+    except OperationalError as exc:
+        if getattr(exc.__cause__, "pgcode", None) != _LOCK_NOT_AVAILABLE:
+            raise
+        raise problems.UNAVAILABLE.says("Somebody else is changing the poll. Try again.", headers={"Retry-After": "1"}) from None
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL lock_timeout TO DEFAULT")
+    if poll is None:
+        raise problems.UNKNOWN_POLL.says("No poll has this id.")
+    if act.only_if is not None and not act.only_if & {"*", tag(poll, act.at)}:
+        raise problems.CHANGED_MEANWHILE.says(f"The poll's ETag is {tag(poll, act.at)} now. Read it again, and decide anew.")
+    return poll
 
 
 def move(poll: Poll, act: Act, action: str, fields: Mapping[str, Any]) -> None:
@@ -136,6 +194,13 @@ def save(poll: Poll, act: Act, action: str, changed: Mapping[str, tuple[Any, Any
     journal.write(poll, act, action, changed)
 
 
+def check_still_sealed(poll: Poll, at: datetime) -> None:
+    """Refuse a later end for a poll whose sealed results somebody may have read: who reads them votes no more."""
+    if poll.results_visibility == ResultsVisibility.SEALED and poll.closes_at <= at + SHORTEST_NOTICE:
+        ended = "has ended" if poll.closes_at <= at else "is about to end"
+        raise problems.POLL_IN_USE.says(f"Its results are sealed until its end, and the poll {ended}.")
+
+
 def _set(poll: Poll, fields: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Set the fields; return {field: (before, after)} of those that were different."""
     changed = {name: (getattr(poll, name), value) for name, value in fields.items() if getattr(poll, name) != value}
@@ -144,20 +209,42 @@ def _set(poll: Poll, fields: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     return changed
 
 
+def is_frozen(poll: Poll, at: datetime) -> bool:
+    """Return whether the poll's texts and rules are what votes mean: it is open, was, or may be by the time a change is read."""
+    status = poll.status_at(at)
+    return status != PollStatus.DRAFT and not (status == PollStatus.SCHEDULED and poll.opens_at > at + SHORTEST_NOTICE)
+
+
 def _check_stage(poll: Poll, changes: Mapping[str, Any], at: datetime) -> None:
     """Refuse what can't change any more."""
-    status = poll.status_at(at)
-    if status == PollStatus.DRAFT or (status == PollStatus.SCHEDULED and poll.opens_at > at + SHORTEST_NOTICE):
+    if not is_frozen(poll, at):
         return
+    status = poll.status_at(at)
     stage = "about to open" if status == PollStatus.SCHEDULED else status
     in_use = status in (PollStatus.SCHEDULED, PollStatus.OPEN)
-    if refused := sorted(changes.keys() - (CHANGEABLE_WHILE_OPEN if in_use else WORDS)):
-        raise problems.POLL_IN_USE.says(f"`{refused[0]}` can't change any more: the poll is {stage}.", pointer=f"/{refused[0]}")
+    if refused := sorted(changes.keys() - (CHANGEABLE_WHILE_OPEN if in_use else set())):
+        instead = " Say what is wrong with a text in an erratum." if refused[0] in ("title", "description", "options") else ""
+        raise problems.POLL_IN_USE.says(f"`{refused[0]}` can't change any more: the poll is {stage}.{instead}", pointer=f"/{refused[0]}")
     for name in sorted(changes.keys() & LIMITS):
         if not _is_looser(getattr(poll, name), changes[name]):
             raise problems.POLL_IN_USE.says(f"`{name}` can only be loosened any more: the poll is {stage}.", pointer=f"/{name}")
-    if (refused := sorted(changes.keys() & UNTIL_THE_FIRST_VOTE)) and Vote.objects.filter(poll_id=poll.pk).exists():
-        raise problems.POLL_IN_USE.says(f"`{refused[0]}` can't change any more: the poll has votes.", pointer=f"/{refused[0]}")
+    for name in sorted(changes.keys() & VIGILANCE):
+        if not _is_towards_installation(getattr(poll, name), changes[name]):
+            raise problems.POLL_IN_USE.says(
+                f"`{name}` can only become the installation's any more (the quarantine off, a rule's parameters left out, all of "
+                f"them): the poll is {stage}.",
+                pointer=f"/{name}",
+            )
+
+
+def _is_towards_installation(before: Any, after: Any) -> bool:
+    """Whether automatic quarantine goes off, or each rule's parameters stay as they are or become the installation's.
+
+    All of a rule's at once: what is left of them, beside the installation's, could find what neither found before.
+    """
+    if isinstance(after, bool):
+        return not after
+    return all(before.get(rule) == parameters for rule, parameters in after.items() if parameters)
 
 
 def _is_looser(before: Any, after: Any) -> bool:
@@ -196,6 +283,15 @@ def _check_settings(poll: Poll, options: int) -> None:
     for name in ("address_limit", "subnet_limit"):
         if getattr(poll, name) is not None and poll.voter_policy == VoterPolicy.CLIENT:
             raise problems.INVALID.says("With voter_policy `client` votes come from the client's address, no voter's.", pointer=f"/{name}")
+
+
+def _check_networks(wanted: Sequence[str], *, known: Sequence[str] = ()) -> None:
+    """Refuse networks that are too wide, but those that the poll has from before there was a bound."""
+    for index, network in enumerate(wanted):
+        parsed = ip_network(network)
+        if parsed.prefixlen < networks.WIDEST[parsed.version] and network not in known:
+            widest = f"a /{networks.WIDEST[4]} at most, of IPv6 a /{networks.WIDEST[6]}"
+            raise problems.INVALID.says(f"An allowed network is {widest}.", pointer=f"/allowed_networks/{index}")
 
 
 def _check_start(opens_at: datetime, at: datetime) -> None:

@@ -22,7 +22,7 @@ from django.db import OperationalError, connection
 from django.db.backends.utils import CursorWrapper
 from django.db.models import Exists, OuterRef, Q
 
-from polls import networks, problems, review
+from polls import networks, problems, results, review
 from polls.cases import SOFT_LIMIT
 from polls.holds import Selector
 from polls.journal import CLOCK, Act
@@ -539,7 +539,7 @@ class Trial:
     # That fit one of them, and of how many voters.
     votes: int
     voters: int
-    # {option id: (votes now, votes if all were quarantined)}, where they differ
+    # {option id: (votes now, votes if all were quarantined)}, where they differ; without those of polls whose results are sealed
     changes: dict[int, tuple[int, int]]
     reviewed: Reviewed
 
@@ -566,14 +566,15 @@ def try_rule(name: str, at: datetime, *, poll_id: UUID | None = None, parameters
     for case in cases:
         if case.poll_id:
             selectors[case.poll_id].append(Selector.of_case(case))
-    imagined = [review.imagine(poll_id, of_poll, Ruling.QUARANTINE) for poll_id, of_poll in selectors.items()]
+    imagined = {poll_id: review.imagine(poll_id, of_poll, Ruling.QUARANTINE) for poll_id, of_poll in selectors.items()}
+    sealed = {poll.pk for poll in polls if results.are_sealed(poll.results_visibility, poll.closes_at, at)}
     return Trial(
         rule,
         given,
         cases,
-        sum(one.votes for one in imagined),
-        sum(one.voters for one in imagined),
-        {option: change for one in imagined for option, change in one.changes.items()},
+        sum(one.votes for one in imagined.values()),
+        sum(one.voters for one in imagined.values()),
+        {option: change for poll_id, one in imagined.items() if poll_id not in sealed for option, change in one.changes.items()},
         _compare_with_decisions(cases, [poll.pk for poll in polls]),
     )
 

@@ -10,7 +10,7 @@ from django.conf import settings
 from django.contrib.postgres.fields import ArrayField
 from django.contrib.postgres.indexes import BrinIndex, GinIndex
 from django.db import models
-from django.db.models import F, Q
+from django.db.models import F, Q, Value
 from django.utils.timezone import now
 
 from polls import keys
@@ -36,12 +36,13 @@ class VotingMethod(models.TextChoices):
 
 
 class ResultsVisibility(models.TextChoices):
-    """Who reads a poll's results, and when. Its owner always does."""
+    """Who reads a poll's results, and when. Its owner always does, but where they are sealed."""
 
     ALWAYS = "always", "everybody, at any time"
     AFTER_VOTE = "after_vote", "who shows the receipt of a vote; everybody once the poll is closed"
     AFTER_CLOSE = "after_close", "everybody, once the poll is closed"
     OWNER = "owner", "the owner only"
+    SEALED = "sealed", "nobody before the poll's end, the people behind it included; then everybody"
 
 
 class LimitMode(models.TextChoices):
@@ -83,6 +84,7 @@ class Reason(models.TextChoices):
     UNDER_REVIEW = "under_review", "an operator looks into where it came from"
     VOIDED = "voided", "an operator left it out for good"
     POLL_UNKNOWN = "poll_unknown", "the poll was deleted"
+    # Votes from before options were frozen at the poll's opening.
     OPTION_UNKNOWN = "option_unknown", "the option was removed before the vote was counted"
 
 
@@ -209,6 +211,8 @@ class Poll(models.Model):
     finalised_at = models.DateTimeField(null=True, editable=False)
     archived_at = models.DateTimeField(null=True, editable=False)
     created_at = models.DateTimeField(default=now, editable=False)
+    # What was said about frozen texts, oldest first: [{"field", "option", "text", "at"}] (editing.py). Results read it with the row.
+    errata = models.JSONField(default=list, db_default=Value([], models.JSONField()), editable=False)
     # Grows with every change by a person; a client that changes the poll can say which version it has read.
     version = models.PositiveIntegerField(default=1, editable=False)
 

@@ -18,6 +18,9 @@ from polls import keys, voter_secrets
 from polls.models import NetworkKind, NetworkSecret, Poll
 from polls.voters import IPV4_IN_IPV6, pack
 
+# The shortest prefix, by IP version, that is blocked, or allowed past the limits: a provider's network, and nobody means half the internet.
+WIDEST = {4: 16, 6: 32}
+
 # After this time every web process makes its keys with a poll's new secret.
 _KNOWN_EVERYWHERE_AFTER = timedelta(seconds=2 * settings.POLL_SNAPSHOT_SECONDS + 1)
 

@@ -20,6 +20,7 @@ Moment = TypeVar("Moment", datetime, int)
 # One statement, so one moment: the total always fits the options.
 _RESULTS = """
     SELECT p.id, p.method, p.opens_at, p.closes_at, p.published_at, p.finalised_at, p.archived_at,
+           CASE WHEN o.position = 1 AND p.errata <> '[]' THEN p.errata END,
            coalesce(b.votes, 0), c.as_of, c.cases, c.voters, c.with_votes, c.without_votes,
            o.id, o.text, o.position, coalesce(t.votes, 0), coalesce(t.revision, 0)
     FROM polls p JOIN options o ON o.poll_id = p.id
@@ -30,10 +31,16 @@ _RESULTS = """
 """
 
 
+def are_sealed(visibility: str, closes_at: Moment, at: Moment) -> bool:
+    """Return whether nobody may learn a tally yet, whatever their role: every door that shows one asks this, or `are_public`."""
+    return visibility == ResultsVisibility.SEALED and at < closes_at
+
+
 def are_public(visibility: str, closes_at: Moment, at: Moment, *, has_voted: bool = False) -> bool:
     """Return whether everybody reads the results of a published poll; with `has_voted`, whether whoever has a receipt of it does.
 
-    Both moments are of one kind: the hot routes have numbers. A poll that is reopened hides its results again.
+    Both moments are of one kind: the hot routes have numbers. A poll that is reopened hides its results again; one with sealed
+    results is never reopened (stages.py).
     """
     if visibility == ResultsVisibility.ALWAYS or (visibility == ResultsVisibility.AFTER_VOTE and has_voted):
         return True
@@ -46,8 +53,9 @@ def read_results(poll_id: UUID, at: datetime) -> dict[str, Any] | None:
     `{"poll", "status", "method", "total_votes", "options": [{"id", "text", "position", "votes", "share"}], "revision", "as_of",
     "is_final"}`, options by position. `total_votes` counts ballots, `share` is from 0 to 1 of them: those of an approval poll can
     add up to more. `revision` grows with every change of the tallies. `is_final`: all votes are counted, and only a review changes
-    anything any more. `review`: null, or while votes are under review `{"as_of", "open_cases", "voters", "with": {"total_votes",
-    "options": [{"id", "votes"}]}, "without": {...}}`: what the results would be with all of them, and without any.
+    anything any more. `errata`: `[{"field", "option", "text", "at"}]`, what was said about frozen texts. `review`: null, or while
+    votes are under review `{"as_of", "open_cases", "voters", "with": {"total_votes", "options": [{"id", "votes"}]}, "without":
+    {...}}`: what the results would be with all of them, and without any.
     """
     return read_all_results([poll_id], at).get(poll_id)
 
@@ -79,8 +87,8 @@ def _rows(cursor: CursorWrapper, poll_ids: Sequence[UUID]) -> list[tuple[Any, ..
 
 
 def _sum_up(poll_id: UUID, rows: list[tuple[Any, ...]], at: datetime, *, as_of: datetime) -> dict[str, Any]:
-    _, method, opens_at, closes_at, published_at, finalised_at, archived_at, ballots, *comparison = rows[0][:13]
-    options = [row[13:] for row in rows]
+    _, method, opens_at, closes_at, published_at, finalised_at, archived_at, errata, ballots, *comparison = rows[0][:14]
+    options = [row[14:] for row in rows]
     total = sum(votes for *_, votes, _ in options) if method == VotingMethod.SINGLE else ballots
     now_is = status(
         at, opens_at=opens_at, closes_at=closes_at, published_at=published_at, finalised_at=finalised_at, archived_at=archived_at
@@ -97,6 +105,7 @@ def _sum_up(poll_id: UUID, rows: list[tuple[Any, ...]], at: datetime, *, as_of: 
         "revision": sum(revision for *_, revision in options),
         "as_of": iso(as_of),
         "is_final": finalised_at is not None,
+        "errata": msgspec.json.decode(errata) if errata else [],
         "review": _compare(*comparison, total=total, method=method, options=options) if comparison[0] else None,
     }
 

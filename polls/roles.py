@@ -63,6 +63,10 @@ class Actor:
     def changes(self, poll: Poll) -> bool:
         return self._looks_after(poll) and self._has_scope(Scope.POLLS_WRITE)
 
+    def chooses_readers(self, poll: Poll) -> bool:
+        """Whether who reads the poll's results may be changed: a client that may not read them must not open them to everybody."""
+        return self.changes(poll) and self._has_scope(Scope.RESULTS_READ)
+
     def reads_journal(self, poll: Poll) -> bool:
         """Whether what only the people behind a poll see is shown: its journal, its codes' labels, its limits."""
         return self.audits or self.changes(poll)
@@ -71,7 +75,9 @@ class Actor:
         return poll.status_at(at) != PollStatus.DRAFT or self.reads_journal(poll)
 
     def reads_results(self, poll: Poll, at: datetime, *, has_voted: bool = False) -> bool:
-        """Whether the results are shown; `has_voted` says that a receipt of the poll was."""
+        """Whether the results are shown, or anything that tells a tally; `has_voted` says that a receipt of the poll was."""
+        if results.are_sealed(poll.results_visibility, poll.closes_at, at):
+            return False
         if self.audits or (self._looks_after(poll) and self._has_scope(Scope.RESULTS_READ)):
             return True
         if poll.status_at(at) == PollStatus.DRAFT:

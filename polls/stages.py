@@ -62,6 +62,7 @@ def extend_poll(poll_id: UUID, act: Act, closes_at: datetime) -> Poll:
         _refuse_unless(poll, act, PollStatus.SCHEDULED, PollStatus.OPEN)
         if closes_at <= poll.closes_at:
             raise problems.INVALID.says(f"The poll closes at {iso(poll.closes_at)} already.", pointer="/closes_at")
+        editing.check_still_sealed(poll, act.at)
         # The clock may have closed it since the caller asked.
         move(poll, act, "extended", {"closes_at": closes_at, "closed_at": None})
     return poll
@@ -71,6 +72,7 @@ def reopen_poll(poll_id: UUID, act: Act, closes_at: datetime) -> Poll:
     """Let a poll whose votes are still being counted take votes again. Its results, where they show after its end, are hidden again."""
     with locked(poll_id, act) as poll:
         _refuse_unless(poll, act, PollStatus.CLOSING)
+        editing.check_still_sealed(poll, act.at)
         _refuse_end_before(closes_at, act.at + SHORTEST_NOTICE)
         move(poll, act, "reopened", {"closes_at": closes_at, "closed_at": None})
     return poll

@@ -3,6 +3,7 @@
 import re
 import socket
 import time
+from datetime import timedelta
 from uuid import uuid4
 
 import pytest
@@ -11,6 +12,7 @@ from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
+from django.contrib.messages.storage.fallback import FallbackStorage
 from django.test import Client, RequestFactory
 from django.urls import reverse
 from django.utils.timezone import now
@@ -211,7 +213,8 @@ def test_what_voters_wrote_is_shown_as_text(desk, make_poll):
 NO_JOURNAL = {"journal-TOTAL_FORMS": "0", "journal-INITIAL_FORMS": "0"}
 
 
-def test_title_and_description_can_be_mended_and_nothing_else(desk, poll):
+def test_title_and_description_can_be_mended_until_the_poll_opens_and_nothing_else(desk, make_poll):
+    poll = make_poll(opens_in=600)
     path = f"{POLLS}{poll.pk}/change/"
     assert list(desk.get(path).context["adminform"].form.fields) == ["title", "description"]
     before = Poll.objects.values().get(pk=poll.pk)
@@ -232,8 +235,14 @@ def test_title_and_description_can_be_mended_and_nothing_else(desk, poll):
     assert (entry.actor, entry.action) == ("otto", "changed")
     assert entry.changes == {"title": [poll.title, "Dinner"], "description": ["", "At eight."]}
 
+    Poll.objects.filter(pk=poll.pk).update(opens_at=now())
+    assert list(desk.get(path).context["adminform"].form.fields) == []
+    desk.post(path, {"title": "Breakfast", "description": "At eight.", **NO_JOURNAL})
+    assert Poll.objects.get(pk=poll.pk).title == "Dinner"
 
-def test_a_poll_shows_its_journal_and_nobody_rewrites_it(desk, poll):
+
+def test_a_poll_shows_its_journal_and_nobody_rewrites_it(desk, make_poll):
+    poll = make_poll(opens_in=600)
     path = f"{POLLS}{poll.pk}/change/"
     desk.post(path, {"title": "Dinner", "description": "", **NO_JOURNAL})
     entry = JournalEntry.objects.filter(poll=poll).last()
@@ -252,7 +261,8 @@ def test_a_poll_shows_its_journal_and_nobody_rewrites_it(desk, poll):
     ("field", "text"),
     [("title", ""), ("title", "   "), ("title", "x" * 201), ("title", "a\x00b"), ("description", "x" * 5001), ("description", "a\x00b")],
 )
-def test_words_that_a_poll_can_not_have_change_nothing(desk, poll, field, text):
+def test_words_that_a_poll_can_not_have_change_nothing(desk, make_poll, field, text):
+    poll = make_poll(opens_in=600)
     before = Poll.objects.values().get(pk=poll.pk)
 
     page = desk.post(f"{POLLS}{poll.pk}/change/", {"title": "Dinner", "description": "At eight.", **NO_JOURNAL, field: text})
@@ -263,23 +273,45 @@ def test_words_that_a_poll_can_not_have_change_nothing(desk, poll, field, text):
     assert Poll.objects.values().get(pk=poll.pk) == before
 
 
-def test_a_form_without_its_fields_changes_nothing(desk, poll):
+def test_a_form_without_its_fields_changes_nothing(desk, make_poll):
+    poll = make_poll(opens_in=600)
     page = desk.post(f"{POLLS}{poll.pk}/change/", {})
     assert complaints(page) == {"title": ["This field is required."]}
 
 
-def test_mending_words_never_takes_back_what_the_clock_or_the_api_wrote_meanwhile(poll, operator):
-    as_the_form_read_it = Poll.objects.get(pk=poll.pk)
-    closed_at = now()
-    Poll.objects.filter(pk=poll.pk).update(closed_at=closed_at, closes_at=closed_at)
-
-    as_the_form_read_it.title = "Dinner"
+def saved(poll, operator, **words):
+    """Save the poll as the form of its page does, as it was read before; what the page then says."""
+    for name, text in words.items():
+        setattr(poll, name, text)
     request = RequestFactory().post("/")
     request.user = operator
-    PollAdmin(Poll, admin.site).save_model(request, as_the_form_read_it, None, change=True)
+    request.session = {}
+    request._messages = FallbackStorage(request)
+    PollAdmin(Poll, admin.site).save_model(request, poll, None, change=True)
+    return [message.message for message in request._messages]
+
+
+def test_mending_words_never_takes_back_what_the_clock_or_the_api_wrote_meanwhile(make_poll, operator):
+    poll = make_poll(opens_in=600)
+    as_the_form_read_it = Poll.objects.get(pk=poll.pk)
+    closes_at = now() + timedelta(days=9)
+    Poll.objects.filter(pk=poll.pk).update(closes_at=closes_at)
+
+    assert saved(as_the_form_read_it, operator, title="Dinner") == []
 
     poll.refresh_from_db()
-    assert (poll.title, poll.closed_at, poll.closes_at) == ("Dinner", closed_at, closed_at)
+    assert (poll.title, poll.closes_at) == ("Dinner", closes_at)
+
+
+def test_words_that_are_mended_after_the_poll_has_opened_stay_and_the_page_says_why(make_poll, operator):
+    poll = make_poll(opens_in=600)
+    as_the_form_read_it = Poll.objects.get(pk=poll.pk)
+    Poll.objects.filter(pk=poll.pk).update(opens_at=now())
+
+    [told] = saved(as_the_form_read_it, operator, title="Dinner")
+
+    assert "can't change any more" in told
+    assert Poll.objects.get(pk=poll.pk).title == poll.title
 
 
 def test_polls_are_neither_made_nor_deleted_here(desk, poll):

@@ -453,3 +453,14 @@ def test_staff_who_may_look_at_clients_neither_rotate_nor_revoke_them(made):
         browser.post(DESK, {"action": action, "_selected_action": [made["id"]]})
 
     assert (row(made).prefix, row(made).revoked_at) == (made["prefix"], None)
+
+
+def test_operators_see_clients_neither_in_the_api_nor_in_the_admin(staff, made):
+    assert_refused(staff["operator"].get(CLIENTS), problems.FORBIDDEN)
+    user = get_user_model().objects.get(username="clients-operator")
+    user.is_staff = True
+    user.save()
+    browser = Client(raise_request_exception=False)
+    browser.force_login(user)
+
+    assert [browser.get(page).status_code for page in (DESK, f"{DESK}{made['id']}/change/")] == [403, 403]

@@ -49,8 +49,9 @@ def use(poll, code):
 
 
 def states(poll):
-    """{label: state}"""
-    return {code.label: code.state for code in codes.listing(poll)}
+    """{label: state}, once the poll is final."""
+    Poll.objects.filter(pk=poll.pk).update(finalised_at=now())
+    return {code.label: code.state for code in codes.listing(Poll.objects.get(pk=poll.pk))}
 
 
 # --- What a code is ---------------------------------------------------------------------------------------------------
@@ -351,12 +352,11 @@ def test_revoking_again_does_not_put_it_off(election):
     assert election.codes.get().revoked_at == revoked_at
 
 
-def test_a_used_code_stays_and_keeps_those_named_beside_it(election):
-    soup, salad, noodles = upload(election, "SOUP-4711", "SALAD-815", "NOODLES-99", labels=["alice", "bob", "carol"])
-    use(election, "SALAD-815")
+def refuse(poll, code):
+    """Have a vote that came with this code set aside."""
     VoteAside.objects.create(
-        poll_id=election.pk,
-        voter_key=key_of(election, "NOODLES-99")[1],
+        poll_id=poll.pk,
+        voter_key=key_of(poll, code)[1],
         vote_id=uuid4(),
         selection=[],
         accepted_at=now(),
@@ -365,22 +365,63 @@ def test_a_used_code_stays_and_keeps_those_named_beside_it(election):
         decided_at=now(),
     )
 
-    with pytest.raises(Refusal) as refused:
-        codes.revoke(election, [soup.id, salad.id, noodles.id], olga())
 
-    assert refused.value.problem is problems.CODE_IN_USE
-    assert [error["pointer"] for error in refused.value.errors] == ["#/ids/1", "#/ids/2"]
-    assert states(election) == {"alice": "unused", "bob": "used", "carol": "used"}
-    assert codes.valid([key_of(election, "SOUP-4711")], now() + timedelta(days=1))
+def test_revoking_a_used_code_looks_like_revoking_any_other_and_its_vote_counts(election):
+    soup, salad, noodles = upload(election, "SOUP-4711", "SALAD-815", "NOODLES-99", labels=["alice", "bob", "carol"])
+    use(election, "SALAD-815")
+    refuse(election, "NOODLES-99")
+    at = now()
+
+    told = [codes.revoke(election, [code.id], olga(at)) for code in (soup, salad, noodles)]
+
+    assert told == [(1, at + SHORTEST_NOTICE)] * 3
+    shown = codes.listing(election).order_by("id").values_list("state", "revoked_at")
+    assert list(shown) == [("revoked", at + SHORTEST_NOTICE)] * 3
+    assert tallies(election) == {"soup": 1}
+    assert states(election) == {"alice": "revoked", "bob": "used", "carol": "used"}
 
 
-def test_all_unused_codes_are_revoked_at_once(election):
+def test_all_codes_are_revoked_at_once_and_their_number_does_not_tell_how_many_were_used(election):
     upload(election, "SOUP-4711", "SALAD-815", "NOODLES-99", labels=["alice", "bob", "carol"])
     use(election, "SALAD-815")
 
-    assert codes.revoke(election, None, olga())[0] == 2
+    assert codes.revoke(election, None, olga())[0] == 3
 
+    assert set(codes.listing(election).values_list("state", flat=True)) == {"revoked"}
     assert states(election) == {"alice": "revoked", "bob": "used", "carol": "revoked"}
+
+
+@pytest.mark.parametrize("stage", ["open", "closing"])
+def test_until_a_poll_is_final_its_used_codes_are_a_number(make_poll, stage):
+    election = make_poll(voter_policy="code")
+    upload(election, "SOUP-4711", "SALAD-815", "NOODLES-99", labels=["alice", "bob", "carol"])
+    use(election, "SALAD-815")
+    refuse(election, "NOODLES-99")
+    if stage == "closing":
+        Poll.objects.filter(pk=election.pk).update(closes_at=now())
+        election.refresh_from_db()
+
+    assert codes.count(election) == codes.Counts(codes=3, used=2, revoked=0)
+    assert set(codes.listing(election).values_list("state", flat=True)) == {None}
+    for state in ("used", "unused"):
+        with pytest.raises(Refusal) as refused:
+            codes.listing(election, state)
+        assert refused.value.problem is problems.NOT_OFFERED
+    assert not codes.listing(election, "revoked").exists()
+
+    assert states(election) == {"alice": "unused", "bob": "used", "carol": "used"}
+
+
+def test_counts_before_and_after_a_revocation_do_not_tell_whether_the_code_was_used(election):
+    soup, salad = upload(election, "SOUP-4711", "SALAD-815")
+    use(election, "SALAD-815")
+
+    seen = [codes.count(election)]
+    for code in (soup, salad):
+        codes.revoke(election, [code.id], olga())
+        seen.append(codes.count(election))
+
+    assert [(counts.codes, counts.used, counts.revoked) for counts in seen] == [(2, 1, 0), (2, 1, 1), (2, 1, 2)]
 
 
 def test_a_vote_that_was_under_way_while_its_code_was_revoked_counts(election):
@@ -599,49 +640,60 @@ def test_the_list_is_filtered_paged_and_whole_as_csv(owners_api, election):
     use(election, made[2]["code"])
     assert owners_api.send("DELETE", f"{path_of(election)}/{made[4]['id']}").status == 200
 
-    seen, path = [], path_of(election) + "?page_size=3"
-    while path:
-        page = owners_api.get(path).json
-        seen += [(code["label"], code["state"]) for code in page["results"]]
-        path = page["next"] and page["next"].split(str(owners_api.port))[1]
+    def listed():
+        seen, path = [], path_of(election) + "?page_size=3"
+        while path:
+            page = owners_api.get(path).json
+            seen += [(code["label"], code["state"]) for code in page["results"]]
+            path = page["next"] and page["next"].split(str(owners_api.port))[1]
+        return seen
 
-    expected = {**dict.fromkeys("abcdefg", "unused"), "c": "used", "e": "revoked"}
-    assert sorted(seen) == list(expected.items())
-    for state in ("unused", "used", "revoked"):
-        wanted = [label for label, its_state in expected.items() if its_state == state]
-        assert sorted(code["label"] for code in owners_api.get(f"{path_of(election)}?state={state}").json["results"]) == wanted
-        columns, *rows = rows_of(owners_api.get(f"{path_of(election)}?state={state}&format=csv&page_size=1"))
-        assert columns == ["id", "label", "state", "created_at", "revoked_at"]
-        assert sorted((row[1], row[2], bool(row[4])) for row in rows) == [(label, state, state == "revoked") for label in wanted]
+    def assert_listed(expected, *states):
+        assert sorted(listed()) == list(expected.items())
+        for state in states:
+            wanted = [label for label, its_state in expected.items() if its_state == state]
+            assert sorted(code["label"] for code in owners_api.get(f"{path_of(election)}?state={state}").json["results"]) == wanted
+            columns, *rows = rows_of(owners_api.get(f"{path_of(election)}?state={state}&format=csv&page_size=1"))
+            assert columns == ["id", "label", "state", "created_at", "revoked_at"]
+            assert sorted((row[1], row[2], bool(row[4])) for row in rows) == [(label, state, state == "revoked") for label in wanted]
+
+    assert_listed({**dict.fromkeys("abcdefg"), "e": "revoked"}, "revoked")
+    _, *rows = rows_of(owners_api.get(path_of(election) + "?format=csv"))
+    assert sorted(row[2] for row in rows) == ["", "", "", "", "", "", "revoked"]
+    for form in ("json", "csv"):
+        for state in ("used", "unused"):
+            assert_refused(owners_api.get(f"{path_of(election)}?state={state}&format={form}"), problems.NOT_OFFERED)
+    Poll.objects.filter(pk=election.pk).update(finalised_at=now())
+    assert_listed({**dict.fromkeys("abcdefg", "unused"), "c": "used", "e": "revoked"}, "unused", "used", "revoked")
+
     assert_refused(owners_api.get(path_of(election) + "?state=lost"), problems.INVALID)
     for form in ("json", "csv"):
         assert_refused(owners_api.get(f"{path_of(election)}?format={form}&page_size=many"), problems.INVALID, pointer="/page_size")
 
 
-def test_a_code_is_revoked_before_use_and_not_after(owners_api, election):
+def test_a_code_is_revoked_and_the_answer_does_not_tell_whether_it_was_used(owners_api, election):
     soup, salad = owners_api.post(path_of(election), {"generate": 2}).json["codes"]
     use(election, salad["code"])
 
-    revoked = owners_api.send("DELETE", f"{path_of(election)}/{soup['id']}")
-    again = owners_api.send("DELETE", f"{path_of(election)}/{soup['id']}")
+    revoked, again, used = (owners_api.send("DELETE", f"{path_of(election)}/{code['id']}") for code in (soup, soup, salad))
 
     assert (revoked.status, revoked.json["state"], again.status, again.json) == (200, "revoked", 200, revoked.json)
-    assert_refused(owners_api.send("DELETE", f"{path_of(election)}/{salad['id']}"), problems.CODE_IN_USE, pointer="/ids/0")
+    assert (used.status, used.json["state"]) == (200, "revoked")
+    assert owners_api.get(path_of(election) + "/counts").json == {"codes": 2, "used": 1, "revoked": 2}
     for unknown in ("0", "9" * 40):
         assert_refused(owners_api.send("DELETE", f"{path_of(election)}/{unknown}"), problems.NOT_FOUND)
 
 
-def test_codes_are_revoked_by_their_ids_or_all_that_are_unused(owners_api, election):
+def test_codes_are_revoked_by_their_ids_or_all(owners_api, election):
     made = owners_api.post(path_of(election), {"generate": 5}).json["codes"]
     use(election, made[0]["code"])
     path = path_of(election) + "/revoke"
 
-    some = owners_api.post(path, {"ids": [made[1]["id"], made[2]["id"]]})
+    some = owners_api.post(path, {"ids": [made[0]["id"], made[2]["id"]]})
     the_rest = owners_api.post(path, {"all_unused": True})
 
-    assert (some.status, some.json["revoked"], the_rest.status, the_rest.json["revoked"]) == (200, 2, 200, 2), some.text
-    assert_refused(owners_api.post(path, {"ids": [made[0]["id"]]}), problems.CODE_IN_USE, pointer="/ids/0")
-    assert election.codes.filter(revoked_at=None).count() == 1
+    assert (some.status, some.json["revoked"], the_rest.status, the_rest.json["revoked"]) == (200, 2, 200, 3), some.text
+    assert election.codes.filter(revoked_at=None).count() == 0
 
 
 @pytest.mark.parametrize(
@@ -671,6 +723,7 @@ def test_a_poll_of_another_policy_offers_no_codes(owners_api, make_poll):
 
     for answer in (
         owners_api.get(path_of(poll)),
+        owners_api.get(path_of(poll) + "/counts"),
         owners_api.post(path_of(poll), {"generate": 1}),
         owners_api.post(path_of(poll) + "/revoke", {"all_unused": True}),
         owners_api.send("DELETE", f"{path_of(poll)}/1"),
@@ -689,8 +742,8 @@ def test_a_code_votes_once_and_is_used_then(owners_api, election):
     assert (first.status, second.status) == (202, 202), first.text
     wait_until(lambda: nobody.get(second.headers["location"]).json["reason"] == "duplicate")
     assert tallies(election) == {"soup": 1}
-    assert [shown["state"] for shown in owners_api.get(path_of(election)).json["results"]] == ["used"]
-    assert_refused(owners_api.send("DELETE", f"{path_of(election)}/{code['id']}"), problems.CODE_IN_USE, pointer="/ids/0")
+    assert owners_api.get(path_of(election) + "/counts").json == {"codes": 1, "used": 1, "revoked": 0}
+    assert states(election) == {"": "used"}
     for unknown in ("7K0M-1XP1-9QRT", "", "x" * 100, "\x00", "\u200b"):
         assert_refused(nobody.post(votes, {**ballot, "code": unknown}), problems.UNKNOWN_CODE)
 

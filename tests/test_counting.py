@@ -9,16 +9,15 @@ from uuid import UUID
 
 import msgspec
 import pytest
-from django.db import connection, transaction
+from django.db import connection
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from polls import bundles, counting, editing, problems, voters
+from polls import bundles, counting, editing, voters
 from polls.bundles import AcceptedVote
 from polls.counting import count_bundle, count_votes
 from polls.journal import Act
 from polls.models import Tally, Vote, VoteAside
-from polls.problems import Refusal
 from tests.conftest import assert_tallies_equal_votes, option, outcome_of, standing, tallies, vote_of, withdrawal_of
 
 
@@ -447,29 +446,6 @@ def test_tallies_equal_votes_at_every_moment_while_workers_fight_over_the_same_v
             voter: choose(votes, key=lambda vote: (vote.accepted_at, vote.vote_id)).vote_id for voter, votes in expected.items()
         }
     assert_tallies_equal_votes()
-
-
-def test_options_can_not_change_under_a_vote_that_is_being_counted(poll):
-    refusals = []
-
-    def replace_the_options():
-        try:
-            editing.change_poll(poll.pk, {"options": [{"text": "noodles"}, {"text": "pizza"}]}, Act("olga", poll.created_at))
-        except Refusal as refusal:
-            refusals.append(refusal.problem)
-        finally:
-            connection.close()
-
-    owner = threading.Thread(target=replace_the_options)
-    with transaction.atomic():
-        count_votes([vote_of(poll, "alice")])
-        owner.start()
-        owner.join(0.5)
-        assert owner.is_alive()  # waits for the count
-    owner.join()
-
-    assert refusals == [problems.POLL_IN_USE]
-    assert tallies(poll) == {"soup": 1}
 
 
 def test_the_key_of_the_votes_table_is_the_rule():

@@ -68,7 +68,7 @@ LIST = """
 EVERYTHING = """
     id title description status options { id text description position } method minChoices maxChoices voterPolicy allowChange
     allowWithdrawal resultsVisibility opensAt closesAt createdAt etag addressLimit subnetLimit limitMode allowedNetworks autoQuarantine
-    ruleParameters version
+    ruleParameters version errata
     results {
         status method totalVotes options { id text position votes share } revision asOf isFinal
         review { asOf openCases voters with { totalVotes options { id votes } } without { totalVotes options { id votes } } }
@@ -399,7 +399,7 @@ def test_everything_is_shown_as_in_rest(owners_api, make_poll):
 
     assert as_in_rest(shown) == {name: value for name, value in in_rest.json.items() if name != "links"}
     assert shown["etag"] == in_rest.headers["etag"]
-    assert as_in_rest(shown["results"]) == {name: value for name, value in tallied.items() if name not in ("poll", "as_of")}
+    assert as_in_rest(shown["results"]) == {name: value for name, value in tallied.items() if name not in ("poll", "as_of", "errata")}
 
 
 def snake(name):

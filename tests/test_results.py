@@ -1,18 +1,22 @@
 """Results: right for each method, and shown to those who may see them."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
 from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.test import Client
 from django.utils.timezone import now
 
-from polls import closing, problems, results, roles
+from polls import clients, closing, editing, fraud, integrity, problems, results, review, roles
 from polls.counting import count_votes
-from polls.models import ApiClient, Poll, ResultsVisibility
+from polls.holds import Selector
+from polls.journal import Act
+from polls.models import ApiClient, Poll, ResultsVisibility, Ruling, Tally
 from polls.moments import to_microseconds
 from polls.roles import actor_of
-from tests.conftest import make_user, option, signed_in, vote_of
+from tests.conftest import Api, make_user, option, signed_in, vote_of, wait_until
 from tests.test_intake import assert_refused
 
 MICROSECOND = timedelta(microseconds=1)
@@ -26,6 +30,11 @@ def strangers_api(pipeline):
 
 def read(poll, at=None):
     return results.read_results(poll.pk, at or now())
+
+
+def vote_time(seconds):
+    """The moment of `vote_of(..., at=seconds)`."""
+    return datetime.fromtimestamp(1_800_000_000 + seconds, UTC)
 
 
 def votes(shown):
@@ -87,7 +96,13 @@ def test_there_are_no_results_of_no_poll():
 
 # --- Who sees them ----------------------------------------------------------------------------------------------------
 
-BEFORE_AND_AFTER = {"always": (True, True), "after_vote": (False, True), "after_close": (False, True), "owner": (False, False)}
+BEFORE_AND_AFTER = {
+    "always": (True, True),
+    "after_vote": (False, True),
+    "after_close": (False, True),
+    "owner": (False, False),
+    "sealed": (False, True),
+}
 
 
 @pytest.mark.parametrize("visibility", ResultsVisibility.values)
@@ -122,7 +137,8 @@ def test_the_people_behind_a_poll_see_its_results_before_everybody_does(make_pol
     is_public = BEFORE_AND_AFTER[visibility][is_over]
 
     for who, actor in people.items():
-        assert actor.reads_results(poll, now()) is (is_public or who in ("owner", "auditor", "client")), who
+        is_inside = who in ("owner", "auditor", "client") and visibility != "sealed"
+        assert actor.reads_results(poll, now()) is (is_public or is_inside), who
 
 
 @pytest.mark.parametrize("visibility", ["after_vote", "after_close", "owner"])
@@ -146,3 +162,127 @@ def test_a_drafts_results_are_as_unknown_as_it_is(owners_api, strangers_api, mak
 
     assert owners_api.get(path).json["status"] == "draft"
     assert_refused(strangers_api.get(path), problems.UNKNOWN_POLL)
+
+
+# --- Sealed ones ------------------------------------------------------------------------------------------------------
+
+ADMINS_PAGES = ("/admin/polls/poll/{}/change/", "/admin/polls/tally/?q={}")
+
+
+@pytest.fixture(scope="session")
+def insiders(pipeline, owner):
+    """Everybody who has a role, in one person and apart."""
+    for name, role in (("sealed auditor", roles.AUDITOR), ("sealed operator", roles.OPERATOR), ("sealed admin", roles.ADMIN)):
+        make_user(name, role)
+    return {name: signed_in(pipeline, name) for name in (owner.username, "sealed auditor", "sealed operator", "sealed admin")}
+
+
+def ask_graphql(caller, poll):
+    answer = caller.post("/graphql", {"query": f'{{ poll(id: "{poll.pk}") {{ results {{ totalVotes options {{ votes }} }} }} }}'})
+    return answer.json["data"]["poll"]["results"]
+
+
+def test_nobody_reads_sealed_results_before_the_end_whatever_their_role_and_everybody_after_it(insiders, strangers_api, api, make_poll):
+    poll = make_poll(results_visibility="sealed")
+    count_votes([vote_of(poll, "alice")])
+    path, callers = f"/api/v1/polls/{poll.pk}/results", {**insiders, "stranger": strangers_api, "key": api}
+
+    for who, caller in callers.items():
+        assert_refused(caller.get(path), problems.RESULTS_HIDDEN)
+        assert_refused(caller.get(f"{path}/stream"), problems.RESULTS_HIDDEN)
+        assert ask_graphql(caller, poll) is None, who
+
+    Poll.objects.filter(pk=poll.pk).update(closes_at=now())
+    for who, caller in callers.items():
+        wait_until(lambda caller=caller: caller.get(path).status == 200)
+        assert ask_graphql(caller, poll)["totalVotes"] == 1, who
+
+
+def test_a_receipt_does_not_open_sealed_results(api, strangers_api, make_poll):
+    poll = make_poll(results_visibility="sealed")
+    receipt = api.cast(poll, "alice").json["receipt"]
+    wait_until(lambda: api.get(f"/api/v1/votes/{receipt}").json["status"] == "counted")
+
+    assert_refused(strangers_api.get(f"/api/v1/polls/{poll.pk}/results", vote_receipt=receipt), problems.RESULTS_HIDDEN)
+
+
+def test_the_admin_shows_no_tally_of_a_sealed_poll(make_poll):
+    poll = make_poll(results_visibility="sealed")
+    count_votes([vote_of(poll, f"voter {number}") for number in range(4711)])
+    admin = Client()
+    admin.force_login(get_user_model().objects.create_superuser(f"root {poll.pk}"))
+
+    for page in ADMINS_PAGES:
+        assert "4711" not in admin.get(page.format(poll.pk)).content.decode()
+    assert "Sealed until" in admin.get(ADMINS_PAGES[0].format(poll.pk)).content.decode()
+
+    Poll.objects.filter(pk=poll.pk).update(closes_at=now())
+    for page in ADMINS_PAGES:
+        assert "4711" in admin.get(page.format(poll.pk)).content.decode()
+
+
+def test_what_a_ruling_or_a_recount_did_to_tallies_stands_in_the_journal_for_who_may_read_results(insiders, make_poll, owner):
+    poll = make_poll(results_visibility="sealed")
+    count_votes([vote_of(poll, f"voter {number}", at=number) for number in range(4711)])
+    review.rule(poll.pk, [Selector(None, None, None, vote_time(0), vote_time(4000))], Ruling.VOID, Act("otto", now(), "They look alike."))
+    Tally.objects.filter(poll=poll).update(votes=4711)
+    integrity.recount(poll.pk, Act("otto", now()))
+    path = f"/api/v1/polls/{poll.pk}/journal"
+
+    def changes(caller):
+        return {entry["action"]: entry["changes"] for entry in caller.get(path).json["results"]}
+
+    admin = Client()
+    admin.force_login(get_user_model().objects.create_superuser(f"root {poll.pk}"))
+    for caller in (insiders[owner.username], insiders["sealed auditor"]):
+        assert changes(caller)["voided"] == changes(caller)["recounted"] == {}
+    assert "4711" not in admin.get(ADMINS_PAGES[0].format(poll.pk)).content.decode()
+
+    Poll.objects.filter(pk=poll.pk).update(closes_at=now())
+    assert "4711" in str(changes(insiders["sealed auditor"])["voided"])
+    assert "4711" in admin.get(ADMINS_PAGES[0].format(poll.pk)).content.decode()
+
+
+def test_a_key_that_may_not_read_results_reads_none_in_the_journal(pipeline, owner, make_poll):
+    poll = make_poll(results_visibility="owner")
+    count_votes([vote_of(poll, "alice")])
+    Tally.objects.filter(poll=poll).update(votes=4711)
+    integrity.recount(poll.pk, Act("otto", now()))
+
+    def recounted(*scopes):
+        _, key = clients.make_client(owner, {"name": "kiosk", "scopes": list(scopes)}, at=now())
+        entries = Api(pipeline, {"authorization": f"Api-Key {key}"}).get(f"/api/v1/polls/{poll.pk}/journal").json["results"]
+        return next(entry["changes"] for entry in entries if entry["action"] == "recounted")
+
+    assert recounted("polls:write") == {}
+    assert recounted("polls:write", "results:read") == {str(option(poll, "soup")): [4711, 1]}
+
+
+def test_trying_a_rule_tells_no_tally_of_a_sealed_poll(make_poll):
+    for visibility in ("owner", "sealed"):
+        poll = make_poll(results_visibility=visibility, voter_policy="ip")
+        count_votes([vote_of(poll, f"voter {number}", address="192.0.2.7") for number in range(300)])
+
+        trial = fraud.try_rule("busy_address", now(), poll_id=poll.pk)
+
+        assert len(trial.cases) == 1
+        assert bool(trial.changes) is (visibility == "owner")
+
+
+def test_a_sealed_poll_whose_results_may_have_been_seen_takes_no_more_votes(owners_api, make_poll):
+    at = now()
+    poll = make_poll(results_visibility="sealed", opens_in=-60)
+    path = f"/api/v1/polls/{poll.pk}"
+    later = (at + timedelta(days=2)).isoformat()
+
+    for closes_at in (at + editing.SHORTEST_NOTICE, at - MICROSECOND):  # about to end, and ended
+        Poll.objects.filter(pk=poll.pk).update(closes_at=closes_at)
+        for refused in (
+            owners_api.post(f"{path}/extend", {"closes_at": later}),
+            owners_api.post(f"{path}/reopen", {"closes_at": later}),
+            owners_api.patch(path, {"closes_at": later}),
+        ):
+            assert (refused.status, refused.json["type"]) == (409, problems.POLL_IN_USE.type)
+
+    path = f"/api/v1/polls/{make_poll(results_visibility='sealed', closes_in=300).pk}"
+    assert owners_api.post(f"{path}/extend", {"closes_at": later}).status == 200

@@ -34,6 +34,8 @@ polls_read             open      200    200    200   200   200      200     200 
 polls_read             archived  200    200    200   200   200      200     200   200  200   200  200    200    200       401
 polls_change           draft     401    404    200   404   404      403     200   404  200   404  404    404    404       401
 polls_change           open      401    403    200   403   403      403     200   403  200   403  403    403    403       401
+errata_add             draft     401    404    409   404   404      403     409   404  409   404  404    404    404       401
+errata_add             open      401    403    201   403   403      403     201   403  201   403  403    403    403       401
 polls_delete           draft     401    404    204   404   404      403     204   404  204   404  404    404    404       401
 polls_publish          draft     401    404    200   404   404      403     200   404  200   404  404    404    404       401
 polls_open             scheduled 401    403    200   403   403      403     200   403  200   403  403    403    403       401
@@ -51,10 +53,13 @@ results_read           hidden    403    403    200   403   403      200     200 
 results_follow         draft     404    404    404   404   404      404     404   404  404   404  404    404    404       404
 results_follow         open      200    200    200   200   200      200     200   200  200   200  200    200    200       200
 results_follow         hidden    403    403    403   403   403      403     403   403  403   403  403    403    403       403
+history_list           draft     404    404    200   404   404      200     200   404  200   404  404    404    404       401
+history_list           open      200    200    200   200   200      200     200   200  200   200  200    200    200       401
 integrity_read         draft     404    404    200   404   404      200     200   404  200   404  404    404    404       401
 integrity_read         open      401    403    200   403   200      200     200   403  200   403  403    403    403       401
 codes_list             planned   401    404    200   404   404      200     200   404  200   404  404    404    404       401
 codes_list             codes     401    403    200   403   403      200     200   403  200   403  403    403    403       401
+codes_count            codes     401    403    200   403   403      200     200   403  200   403  403    403    403       401
 codes_add              planned   401    404    201   404   404      403     201   404  201   404  404    404    404       401
 codes_add              codes     401    403    201   403   403      403     201   403  201   403  403    403    403       401
 codes_revoke_one       codes     401    403    200   403   403      403     200   403  200   403  403    403    403       401
@@ -185,7 +190,8 @@ REQUESTS = {
     "polls_list": lambda scene: ("GET", "/polls"),
     "polls_create": lambda scene: ("POST", "/polls", LUNCH),
     "polls_read": lambda scene: ("GET", f"/polls/{scene.poll.pk}"),
-    "polls_change": lambda scene: ("PATCH", f"/polls/{scene.poll.pk}", {"title": "Dinner"}),
+    "polls_change": lambda scene: ("PATCH", f"/polls/{scene.poll.pk}", {"closes_at": LATER}),
+    "errata_add": lambda scene: ("POST", f"/polls/{scene.poll.pk}/errata", {"field": "title", "text": "Dinner", **WHY}),
     "polls_delete": lambda scene: ("DELETE", f"/polls/{scene.poll.pk}"),
     "polls_publish": lambda scene: ("POST", f"/polls/{scene.poll.pk}/publish", {}),
     "polls_open": lambda scene: ("POST", f"/polls/{scene.poll.pk}/open", {}),
@@ -195,11 +201,13 @@ REQUESTS = {
     "polls_archive": lambda scene: ("POST", f"/polls/{scene.poll.pk}/archive", {}),
     "polls_duplicate": lambda scene: ("POST", f"/polls/{scene.poll.pk}/duplicate", {}),
     "journal_list": lambda scene: ("GET", f"/polls/{scene.poll.pk}/journal"),
+    "history_list": lambda scene: ("GET", f"/polls/{scene.poll.pk}/history"),
     "integrity_read": lambda scene: ("GET", f"/polls/{scene.poll.pk}/integrity"),
     # GET does not end while the poll is open.
     "results_follow": lambda scene: ("HEAD", f"/polls/{scene.poll.pk}/results/stream"),
     "results_read": lambda scene: ("GET", f"/polls/{scene.poll.pk}/results"),
     "codes_list": lambda scene: ("GET", f"/polls/{scene.poll.pk}/codes"),
+    "codes_count": lambda scene: ("GET", f"/polls/{scene.poll.pk}/codes/counts"),
     "codes_add": lambda scene: ("POST", f"/polls/{scene.poll.pk}/codes", {"generate": 1}),
     "codes_revoke_one": lambda scene: ("DELETE", f"/polls/{scene.poll.pk}/codes/{scene.code.id}"),
     "codes_revoke": lambda scene: ("POST", f"/polls/{scene.poll.pk}/codes/revoke", {"ids": [str(scene.code.id)]}),
@@ -279,7 +287,7 @@ def make_client(owner, *scopes, poll=None):
 
 def a_poll(make_poll, kind, **fields):
     """A poll of the owner's that is of this kind."""
-    poll = make_poll(opens_in=-3600, allow_withdrawal=True, **fields)
+    poll = make_poll(opens_in=-3600, allow_withdrawal=True, draft="published_at" in POLLS[kind], **fields)
     Poll.objects.filter(pk=poll.pk).update(**POLLS[kind])
     poll.refresh_from_db()
     return poll
@@ -415,7 +423,7 @@ def test_a_key_for_one_poll_works_in_that_one_and_no_other(callers, people, make
             api.post(f"/api/v1/polls/{poll.pk}/votes/batch", [ballot_for(poll, voter="bob")]).status,
             api.get(f"/api/v1/polls/{poll.pk}/results").status,
             api.get(f"/api/v1/polls/{poll.pk}/journal").status,
-            api.patch(f"/api/v1/polls/{poll.pk}", {"title": "Dinner"}).status,
+            api.patch(f"/api/v1/polls/{poll.pk}", {"closes_at": LATER}).status,
         ]
         for poll in (mine, other)
     }
@@ -463,7 +471,7 @@ def answers_to(former):
         [
             api.patch(draft, {"title": "Dinner"}).status,
             api.get(draft).status,
-            api.patch(hidden, {"title": "Dinner"}).status,
+            api.patch(hidden, {"closes_at": LATER}).status,
             api.get(f"{hidden}/results").status,
             api.post("/api/v1/polls", LUNCH).status,
             len(api.get("/api/v1/polls?status=draft").json.get("results", [])),

@@ -1,18 +1,20 @@
 """Polls and tallies."""
 
+import json
 from typing import Any, cast
 
-from django.contrib import admin
-from django.db.models import QuerySet
+from django.contrib import admin, messages
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.timezone import now
 
-from polls import editing, results
+from polls import editing, journal, results
 from polls.admin.read_only import ReadOnly
 from polls.journal import Act
-from polls.models import JournalEntry, Poll, PollQuerySet, PollStatus, Tally
+from polls.models import JournalEntry, Poll, PollQuerySet, PollStatus, ResultsVisibility, Tally
+from polls.problems import Refusal
 
 
 class ByStatus(admin.SimpleListFilter):
@@ -31,14 +33,20 @@ class JournalInline(ReadOnly, admin.TabularInline):
 
     model = JournalEntry
     verbose_name_plural = "journal"
-    fields = ["at", "actor", "action", "reason", "changes"]
+    fields = readonly_fields = ["at", "actor", "action", "reason", "shown"]  # type: ignore[assignment]
     ordering = ["-id"]
     extra = 0
+
+    @admin.display(description="changes")
+    def shown(self, entry: JournalEntry) -> str:
+        if journal.tells_tallies(entry.action, entry.changes) and _is_sealed(entry.poll):
+            return "sealed"
+        return json.dumps(entry.changes, ensure_ascii=False)
 
 
 @admin.register(Poll)
 class PollAdmin(admin.ModelAdmin):
-    """Words may be mended here. Times, options and voters change through the API, which knows when they may."""
+    """Words may be mended here until the poll opens. Errata, times, options and voters are for the API, which knows when."""
 
     list_display = ["title", "owner", "status", "voters", "opens_at", "closes_at"]
     list_filter = [ByStatus, "voter_policy"]
@@ -47,6 +55,7 @@ class PollAdmin(admin.ModelAdmin):
     search_fields = ["title", "id", "owner__username"]
     readonly_fields = [
         "results",
+        "errata",
         "id",
         "owner",
         "status",
@@ -82,7 +91,9 @@ class PollAdmin(admin.ModelAdmin):
 
     @admin.display
     def results(self, poll: Poll) -> SafeString:
-        """The poll's tallies as the API shows them."""
+        """The poll's tallies as the API shows them, to whom it shows them."""
+        if _is_sealed(poll):
+            return format_html("{}", f"Sealed until the poll's end, {poll.closes_at:%Y-%m-%d %H:%M:%S} UTC.")
         read = results.read_results(poll.pk, at=now())
         options = read["options"] if read else []
         rows = [(option["position"], option["text"], option["votes"], f"{option['share']:.1%}", option["id"]) for option in options]
@@ -91,15 +102,26 @@ class PollAdmin(admin.ModelAdmin):
             format_html_join("", "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>", rows),
         )
 
+    def get_readonly_fields(self, request: HttpRequest, obj: Poll | None = None) -> list[str]:
+        words = ["title", "description"] if obj and editing.is_frozen(obj, now()) else []
+        return [*words, *self.readonly_fields]
+
     def save_model(self, request: HttpRequest, poll: Poll, form: Any, change: bool) -> None:
         words = {"title": poll.title, "description": poll.description}
-        editing.change_poll(poll.pk, words, Act(request.user.get_username(), now(), reason="in the admin"))
+        try:
+            editing.change_poll(poll.pk, words, Act(request.user.get_username(), now(), reason="in the admin"))
+        except Refusal as refusal:  # it opened after the form was read
+            messages.error(request, refusal.detail)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
 
     def has_delete_permission(self, request: HttpRequest, obj: Poll | None = None) -> bool:
         return False
+
+
+def _is_sealed(poll: Poll) -> bool:
+    return results.are_sealed(poll.results_visibility, poll.closes_at, now())
 
 
 @admin.register(Tally)
@@ -110,7 +132,8 @@ class TallyAdmin(ReadOnly, admin.ModelAdmin):
     search_fields = ["poll__title", "poll__id"]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Tally]:
-        return super().get_queryset(request).select_related("poll").prefetch_related("poll__options")
+        sealed = Q(poll__results_visibility=ResultsVisibility.SEALED, poll__closes_at__gt=now())
+        return super().get_queryset(request).exclude(sealed).select_related("poll").prefetch_related("poll__options")
 
     @admin.display
     def chosen(self, tally: Tally) -> str:

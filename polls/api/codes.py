@@ -151,7 +151,11 @@ class CodeSerializer(serializers.ModelSerializer[VoterCode]):
     """A code as its owner sees it later: never the code itself."""
 
     id = serializers.CharField()
-    state = serializers.ChoiceField(choices=codes.State.choices)
+    state = serializers.ChoiceField(
+        choices=codes.State.choices,
+        allow_null=True,
+        help_text="Null until the poll is final, unless the code is revoked: before that nobody is told which are used.",
+    )
     revoked_at = serializers.DateTimeField(
         allow_null=True, help_text="From this moment on it is not accepted. A vote that came with it before counts."
     )
@@ -163,7 +167,7 @@ class CodeSerializer(serializers.ModelSerializer[VoterCode]):
 
 
 class RevocationSerializer(StrictSerializer):
-    """Either some codes, or all that are unused."""
+    """Either some codes, or all."""
 
     ids = serializers.ListField(
         child=serializers.RegexField(r"^[1-9][0-9]{0,17}$", error_messages={"invalid": "This is no id of a code."}),
@@ -171,7 +175,9 @@ class RevocationSerializer(StrictSerializer):
         min_length=1,
         max_length=codes.MAX_CODES,
     )
-    all_unused = serializers.BooleanField(required=False)
+    all_unused = serializers.BooleanField(
+        required=False, help_text="True: all codes of the poll. Votes that came with one count; they can't be changed with it any more."
+    )
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if ("ids" in attrs) == attrs.get("all_unused", False):
@@ -189,7 +195,17 @@ class InOrder(NewestFirst):
     page_size_query_description = f"Codes on a page; {NewestFirst.page_size} if not said, {NewestFirst.max_page_size} at most."
 
 
-STATE = OpenApiParameter("state", enum=codes.State.values, description="Only the codes in this state.")
+class CountsSerializer(serializers.Serializer[Any]):
+    """How many codes a poll has."""
+
+    codes = serializers.IntegerField()
+    used = serializers.IntegerField(help_text="A vote came with them, counted or not.")
+    revoked = serializers.IntegerField(help_text="Used ones among them, too.")
+
+
+STATE = OpenApiParameter(
+    "state", enum=codes.State.values, description="Only the codes in this state; `used` and `unused` once the poll is final."
+)
 
 
 class CodesView(APIView):
@@ -219,9 +235,7 @@ class CodesView(APIView):
         },
     )
     def get(self, request: Request, poll_id: str) -> Response:
-        poll = _poll(request, poll_id)
-        if not actor(request).reads_journal(poll):
-            raise problems.FORBIDDEN.says("Only the people behind the poll see its codes.")
+        poll = _poll_to_look_into(request, poll_id)
         state = request.query_params.get("state")
         if state not in (None, *codes.State.values):
             raise problems.INVALID.says(f"`state` is one of {', '.join(codes.State.values)}.")
@@ -289,6 +303,22 @@ class CodesView(APIView):
         return codes.upload(poll, rows, _act(request))
 
 
+class CountsView(APIView):
+    permission_classes = [permissions.IsAuthenticated]
+
+    @refuses(problems.UNAUTHENTICATED, problems.FORBIDDEN, problems.NOT_FOUND, problems.UNKNOWN_POLL, problems.NOT_OFFERED)
+    @extend_schema(
+        operation_id="codes_count",
+        tags=["codes"],
+        summary="Count a poll's voter codes",
+        description="At any time. Reads the poll's votes, which takes seconds where there are millions.",
+        responses=OpenApiResponse(CountsSerializer, "How many there are, were used, and are revoked."),
+    )
+    def get(self, request: Request, poll_id: str) -> Response:
+        poll = _poll_to_look_into(request, poll_id)
+        return Response(CountsSerializer(codes.count(poll)).data, headers=NO_STORE)
+
+
 class CodeView(APIView):
     permission_classes = [permissions.IsAuthenticated]
 
@@ -299,13 +329,12 @@ class CodeView(APIView):
         problems.UNKNOWN_POLL,
         problems.NOT_OFFERED,
         problems.POLL_IN_USE,
-        problems.CODE_IN_USE,
     )
     @extend_schema(
         operation_id="codes_revoke_one",
         tags=["codes"],
         summary="Revoke a voter code",
-        description="Before it is used. Repeatable.",
+        description="Whether it was used is not told; a vote that came with it counts. Repeatable.",
         responses={200: OpenApiResponse(CodeSerializer, "The code; from its `revoked_at` on it is not accepted.")},
     )
     def delete(self, request: Request, poll_id: str, code_id: int) -> Response:
@@ -328,14 +357,16 @@ class RevocationView(APIView):
         problems.UNKNOWN_POLL,
         problems.NOT_OFFERED,
         problems.POLL_IN_USE,
-        problems.CODE_IN_USE,
         problems.NOT_JSON,
     )
     @extend_schema(
         operation_id="codes_revoke",
         tags=["codes"],
         summary="Revoke voter codes",
-        description="All or none of `ids`, none of which has been used; or all that are unused, whoever's they are. Repeatable.",
+        description=(
+            "All or none of `ids`; or all of the poll's (`all_unused`). Which were used is not told, so used ones are revoked like others: "
+            "votes that came with them count. Repeatable."
+        ),
         request=RevocationSerializer,
         responses=OpenApiResponse(RevokedSerializer, "They are revoked."),
     )
@@ -350,6 +381,13 @@ def _poll(request: Request, poll_id: str) -> Poll:
     poll = Poll.objects.filter(pk=poll_id).first()
     if poll is None or not actor(request).sees(poll, at=now()):
         raise problems.UNKNOWN_POLL.says("No poll has this id.")
+    return poll
+
+
+def _poll_to_look_into(request: Request, poll_id: str) -> Poll:
+    poll = _poll(request, poll_id)
+    if not actor(request).reads_journal(poll):
+        raise problems.FORBIDDEN.says("Only the people behind the poll see its codes.")
     return poll
 
 

@@ -130,7 +130,7 @@ SCHEMAS: dict[str, Any] = {
     "VoterRequest": _body({"poll": {**_UUID, "description": "The poll that the token is for."}}, "poll"),
     "Voter": _object("token poll", {"token": {"type": "string"}, "poll": _UUID}),
     "Results": _object(
-        "poll status method total_votes options revision as_of is_final review",
+        "poll status method total_votes options revision as_of is_final errata review",
         {
             "poll": _UUID,
             "status": {"type": "string", "enum": PollStatus.values},
@@ -152,6 +152,7 @@ SCHEMAS: dict[str, Any] = {
             "revision": {"type": "integer", "description": "Grows with every change of the tallies."},
             "as_of": _DATE,
             "is_final": {"type": "boolean", "description": "All accepted votes are counted; only a review still changes anything."},
+            "errata": {"type": "array", "items": {"$ref": "#/components/schemas/Erratum"}, "description": "Oldest first."},
             "review": {
                 "description": "How the results would be with all votes that are under review, and without any; null when none is.",
                 "oneOf": [

@@ -6,7 +6,7 @@ from typing import Any
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from polls import fraud
+from polls import editing, fraud, journal
 from polls.models import MAX_OPTIONS, JournalEntry, Option, Poll, PollStatus
 
 
@@ -74,6 +74,15 @@ class NewOptionSerializer(StrictSerializer):
     description = serializers.CharField(max_length=2000, required=False, allow_blank=True)
 
 
+class ErratumSerializer(serializers.Serializer[Any]):
+    """What was said about a text that is frozen. The text stays as it was."""
+
+    field = serializers.ChoiceField(choices=["title", "description", "text"], help_text="Which text of the poll, or of the option.")
+    option = serializers.CharField(allow_null=True, help_text="The option's id; null: the poll's own text.")
+    text = serializers.CharField(help_text="What it should read.")
+    at = serializers.DateTimeField()
+
+
 class NetworkField(serializers.CharField):
     """An IPv4 or IPv6 network, in its shortest words: `198.51.100.7/24` is `198.51.100.0/24`."""
 
@@ -101,11 +110,15 @@ class PollSerializer(StrictSerializer, serializers.ModelSerializer[Poll]):
     options = OptionSerializer(many=True, min_length=2, max_length=MAX_OPTIONS)  # type: ignore[call-arg]
     status = serializers.SerializerMethodField()
     allowed_networks = serializers.ListField(
-        child=NetworkField(), max_length=100, required=False, help_text="Networks that no limit applies to, such as `198.51.100.0/24`."
+        child=NetworkField(),
+        max_length=100,
+        required=False,
+        help_text="Networks that no limit applies to, such as `198.51.100.0/24`; a /16 at most, of IPv6 a /32.",
     )
     rule_parameters = serializers.JSONField(
         required=False, help_text="`{rule: {parameter: value}}` where the poll's are not the installation's: see `GET /api/v1/rules`."
     )
+    errata = ErratumSerializer(many=True, read_only=True, help_text="What was said about its texts since they are frozen, oldest first.")
     links = serializers.SerializerMethodField()
 
     class Meta:
@@ -132,6 +145,7 @@ class PollSerializer(StrictSerializer, serializers.ModelSerializer[Poll]):
             "opens_at",
             "closes_at",
             "created_at",
+            "errata",
             "version",
             "links",
         ]
@@ -155,7 +169,7 @@ class PollSerializer(StrictSerializer, serializers.ModelSerializer[Poll]):
             "subnet_limit": {"min_value": 1, "help_text": "The same for its subnet (/24, IPv6: /64)."},
             "limit_mode": {"help_text": "What happens to votes beyond a limit."},
             "auto_quarantine": {"help_text": "Whether votes that a rule finds suspicious are held before anybody has looked."},
-            "results_visibility": {"help_text": "Who reads the results, and when. The people behind the poll always do."},
+            "results_visibility": {"help_text": "Who reads the results, and when. The people behind the poll do always, unless `sealed`."},
             "opens_at": {"help_text": "Default: now."},
         }
 
@@ -220,6 +234,14 @@ class WhySerializer(StrictSerializer):
     reason = serializers.CharField(max_length=500, help_text="For the record.")
 
 
+class NewErratumSerializer(WhySerializer):
+    """What is wrong with a frozen text."""
+
+    field = serializers.ChoiceField(choices=["title", "description", "text"], help_text="`text` and `description` of an option.")
+    option = serializers.CharField(required=False, help_text="The option's id; left out: the poll's own title or description.")
+    text = serializers.CharField(max_length=editing.LONGEST_ERRATUM, help_text="What it should read.")
+
+
 class ClosingSerializer(ReasonSerializer):
     """The end of a poll, earlier than planned."""
 
@@ -248,9 +270,38 @@ class PollChangeSerializer(PollSerializer):
         fields = [*PollSerializer.Meta.fields, "reason"]
 
 
+class HistoryEntrySerializer(serializers.ModelSerializer[JournalEntry]):
+    """A change of a poll, as everybody may know it."""
+
+    # It takes what `journal.history` returns.
+    id = serializers.CharField()
+    changed = serializers.SerializerMethodField(help_text="The names of the fields that changed.")
+    changes = serializers.SerializerMethodField()
+
+    class Meta:
+        model = JournalEntry
+        fields = ["id", "at", "action", "changed", "changes"]
+
+    @extend_schema_field({"type": "array", "items": {"type": "string"}})
+    def get_changed(self, entry: Any) -> list[str]:
+        return ["results"] if journal.tells_tallies(entry.action, entry.changed) else sorted(entry.changed)
+
+    @extend_schema_field(
+        {
+            "type": ["object", "null"],
+            "additionalProperties": {"type": "array", "items": {}, "minItems": 2, "maxItems": 2},
+            "description": "{field: [before, after]} of the fields that everybody sees in the poll; null where they are very long.",
+        }
+    )
+    def get_changes(self, entry: Any) -> dict[str, Any] | None:
+        public: dict[str, Any] | None = entry.public
+        return None if public is None else {name: change for name, change in public.items() if name in journal.PUBLIC_FIELDS}
+
+
 class JournalEntrySerializer(serializers.ModelSerializer[JournalEntry]):
     """A change of a poll, as it is remembered."""
 
+    # It wants `reads_results` in its context.
     id = serializers.CharField()
     changes = serializers.SerializerMethodField()
 
@@ -262,9 +313,9 @@ class JournalEntrySerializer(serializers.ModelSerializer[JournalEntry]):
         {
             "type": "object",
             "additionalProperties": {"type": "array", "items": {}, "minItems": 2, "maxItems": 2},
-            "description": "{field: [before, after]}",
+            "description": "{field: [before, after]}; what changed tallies only for who may read the results.",
         }
     )
     def get_changes(self, entry: JournalEntry) -> dict[str, Any]:
         changes: dict[str, Any] = entry.changes
-        return changes
+        return changes if self.context["reads_results"] or not journal.tells_tallies(entry.action, changes) else {}

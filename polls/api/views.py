@@ -18,7 +18,7 @@ from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
 from rest_framework.views import APIView
 
-from polls import editing, problems, results, stages
+from polls import editing, journal, problems, results, stages
 from polls.api.authentication import actor
 from polls.api.filters import PollFilters, StrictFilters
 from polls.api.pages import NewestFirst
@@ -27,7 +27,9 @@ from polls.api.serializers import (
     ClosingSerializer,
     DuplicateSerializer,
     ExtensionSerializer,
+    HistoryEntrySerializer,
     JournalEntrySerializer,
+    NewErratumSerializer,
     NewPollSerializer,
     PollChangeSerializer,
     PollSerializer,
@@ -35,7 +37,7 @@ from polls.api.serializers import (
     checked,
 )
 from polls.journal import Act
-from polls.models import JournalEntry, Poll
+from polls.models import JournalEntry, Poll, PollStatus
 
 LUNCH = {
     "title": "What shall we have for lunch?",
@@ -58,6 +60,8 @@ IF_MATCH = OpenApiParameter(
     "If-Match", str, OpenApiParameter.HEADER, description="ETags of the poll as you have read it: if it is another by now, nothing changes."
 )
 IF_NONE_MATCH = OpenApiParameter("If-None-Match", str, OpenApiParameter.HEADER, description="The ETag of what you have.")
+# How long anybody may keep a page of a poll's history (seconds). Chosen: a stranger's reload costs nothing, and news is soon there.
+HISTORY_SECONDS = 5
 LOCATION = OpenApiParameter("Location", str, OpenApiParameter.HEADER, response=[201], description="Where the poll is.")
 
 
@@ -135,9 +139,10 @@ class PollView(APIView):
         tags=["polls"],
         summary="Change a poll",
         description=(
-            "Until shortly before it opens everything can change. Once it is open: title, description, `closes_at`, `auto_quarantine` and "
-            "`rule_parameters`; limits and allowed networks, but only to let in more; options and `results_visibility` until the first "
-            "vote. Once it is closed: title and description. Options are listed in their order; one with its `id` stays the same option."
+            "Until shortly before it opens everything can change; `results_visibility` by an API client with the scopes `polls:write` and "
+            "`results:read` only. Once it is open: `closes_at`; limits and allowed networks, but only to let in more; `auto_quarantine` "
+            "off, and `rule_parameters` without those of a rule, which then has the installation's. Once it is closed: nothing. What is "
+            "wrong with a text then is said in an erratum. Options are listed in their order; one with its `id` stays the same option."
         ),
         parameters=[IF_MATCH, ETAG],
         request=PollChangeSerializer,
@@ -148,6 +153,8 @@ class PollView(APIView):
         poll = to_change(request, poll_id, at)
         changes = checked(PollChangeSerializer, request.data, partial=True)
         act = act_of(request, at, changes.pop("reason", ""))
+        if changes.get("results_visibility", poll.results_visibility) != poll.results_visibility:
+            check_chooses_readers(request, poll)
         return _show(request, editing.change_poll(poll.pk, changes, act), at)
 
     @refuses(
@@ -267,6 +274,42 @@ class DuplicateView(APIView):
         return _show(request, stages.duplicate_poll(poll.pk, cast(User, request.user), act, **wanted), at, status.HTTP_201_CREATED)
 
 
+class ErrataView(APIView):
+    @refuses(
+        problems.MALFORMED,
+        problems.INVALID,
+        problems.UNAUTHENTICATED,
+        problems.FORBIDDEN,
+        problems.NOT_FOUND,
+        problems.UNKNOWN_POLL,
+        problems.POLL_IN_USE,
+        problems.CHANGED_MEANWHILE,
+        problems.NOT_JSON,
+        problems.UNKNOWN_OPTION,
+    )
+    @extend_schema(
+        operation_id="errata_add",
+        tags=["polls"],
+        summary="Say what is wrong with a text of an open poll",
+        description=(
+            "Texts are frozen once the poll opens. The old one stays; the erratum is shown beside it, with its time, in poll, results and "
+            f"stream. At most {editing.MAX_ERRATA} of a poll, which can't be changed or taken back. Repeatable."
+        ),
+        parameters=[IF_MATCH, ETAG, LOCATION],
+        request=NewErratumSerializer,
+        examples=[
+            OpenApiExample("title", {"field": "title", "text": "What shall we have for dinner?", "reason": "A slip."}, request_only=True)
+        ],
+        responses={201: OpenApiResponse(PollSerializer, "The poll as it is now.")},
+    )
+    def post(self, request: Request, poll_id: str) -> Response:
+        at = now()
+        poll = to_change(request, poll_id, at)
+        erratum = checked(NewErratumSerializer, request.data)
+        act = act_of(request, at, erratum.pop("reason"))
+        return _show(request, editing.add_erratum(poll.pk, act, **erratum), at, status.HTTP_201_CREATED)
+
+
 # --- What happened, and what came of it -------------------------------------------------------------------------------
 
 
@@ -296,7 +339,49 @@ class JournalView(generics.ListAPIView[JournalEntry]):
     def get_queryset(self) -> QuerySet[JournalEntry]:
         if getattr(self, "swagger_fake_view", False):
             return JournalEntry.objects.none()
-        return JournalEntry.objects.filter(poll=_seen_inside(self.request, self.kwargs["poll_id"], now()))
+        at = now()
+        poll = _seen_inside(self.request, self.kwargs["poll_id"], at)
+        self.reads_results = actor(self.request).reads_results(poll, at)
+        return JournalEntry.objects.filter(poll=poll)
+
+    def get_serializer_context(self) -> dict[str, Any]:
+        return {"reads_results": self.reads_results}
+
+
+class HistoryPages(LatestFirst):
+    max_page_size = LatestFirst.page_size
+    page_size_query_description = f"Entries on a page; {max_page_size} at most, and if not said."
+
+
+class HistoryView(generics.ListAPIView[JournalEntry]):
+    serializer_class = HistoryEntrySerializer
+    pagination_class = HistoryPages
+    queryset = JournalEntry.objects.none()
+
+    @refuses(problems.INVALID, problems.UNAUTHENTICATED, problems.NOT_FOUND, problems.UNKNOWN_POLL)
+    @extend_schema(
+        operation_id="history_list",
+        tags=["polls"],
+        summary="Read what happened to a poll, latest first",
+        description=(
+            "For everybody who sees the poll: when it was made, published, opened, closed, extended, what of it changed, what errata there "
+            "are, and that votes were held, put back or voided. Without names and reasons, and of fields that only the people behind the "
+            "poll see, without their values. What happened to a draft stays with them."
+        ),
+        responses=OpenApiResponse(HistoryEntrySerializer(many=True), "A page of the history."),
+    )
+    def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        answer = super().get(request, *args, **kwargs)
+        answer["Cache-Control"] = "no-store" if self.poll.status_at(self.at) == PollStatus.DRAFT else f"public, max-age={HISTORY_SECONDS}"
+        answer["Vary"] = "Authorization"
+        return answer
+
+    def get_queryset(self) -> QuerySet[JournalEntry]:
+        if getattr(self, "swagger_fake_view", False):
+            return JournalEntry.objects.none()
+        self.at = now()
+        self.poll = seen(self.request, self.kwargs["poll_id"], self.at)
+        return journal.history(self.poll)
 
 
 @extend_schema(exclude=True)  # polls/api/schema.py describes the address, which polls/intake.py answers where the results are public
@@ -334,6 +419,11 @@ def to_change(request: Request, poll_id: str, at: datetime) -> Poll:
 def check_makes_polls(request: Request) -> None:
     if not actor(request).makes_polls:
         raise problems.FORBIDDEN.says("Making polls takes the role `owner`, and an API client the scope `polls:write`.")
+
+
+def check_chooses_readers(request: Request, poll: Poll) -> None:
+    if not actor(request).chooses_readers(poll):
+        raise problems.FORBIDDEN.says("Changing who reads the results takes the scopes `polls:write` and `results:read`.")
 
 
 def check_reads_results(request: Request, poll: Poll, at: datetime, *, has_voted: bool = False) -> None:

@@ -33,6 +33,7 @@ from polls.api.graphql.shapes import (
     MOMENT,
     Account,
     Asked,
+    FrozenText,
     Info,
     Moment,
     NewPoll,
@@ -45,7 +46,7 @@ from polls.api.graphql.shapes import (
     show_polls,
 )
 from polls.api.pages import NewestFirst
-from polls.api.serializers import ClosingSerializer, ExtensionSerializer, NewPollSerializer, ReasonSerializer, checked
+from polls.api.serializers import ClosingSerializer, ExtensionSerializer, NewErratumSerializer, NewPollSerializer, ReasonSerializer, checked
 from polls.models import PollStatus, VoterPolicy, VotingMethod
 
 # Every field here may be null: one that is refused must not take the answers of its neighbours with it, least of all a vote's receipt.
@@ -183,6 +184,16 @@ class Mutation:
     @strawberry.mutation(description="Reopens a poll while its last votes are being counted.")
     def reopen_poll(self, info: Info, id: ID, closes_at: Moment, reason: str = "") -> Poll | None:
         return _move(info.context, id, stages.reopen_poll, ExtensionSerializer, reason=reason, closes_at=closes_at)
+
+    @strawberry.mutation(description="Says what is wrong with a text that is frozen, of the poll or of an option. The text stays.")
+    def add_erratum(self, info: Info, id: ID, field: FrozenText, text: str, reason: str, option: ID | None = None) -> Poll | None:
+        asked = info.context
+        _check_signed_in(asked)
+        poll = views.to_change(asked.request, _poll_id(id), asked.at)
+        wanted = {"field": field.value, "text": text, "reason": reason} | ({} if option is None else {"option": str(option)})
+        erratum = checked(NewErratumSerializer, wanted)
+        act = views.act_of(asked.request, asked.at, erratum.pop("reason"))
+        return show_polls([editing.add_erratum(poll.pk, act, **erratum)], asked)[0]
 
     @strawberry.mutation(description="Archives a final poll, or a scheduled one, which then never opens.")
     def archive_poll(self, info: Info, id: ID, reason: str = "") -> Poll | None:

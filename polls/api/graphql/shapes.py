@@ -63,6 +63,13 @@ class Option:
     position: int
 
 
+@strawberry.enum
+class FrozenText(Enum):
+    TITLE = "title"
+    DESCRIPTION = "description"
+    TEXT = "text"
+
+
 @strawberry.type
 class OptionResult:
     id: ID
@@ -137,6 +144,7 @@ class Poll:
     opens_at: Moment
     closes_at: Moment
     created_at: Moment
+    errata: JSON = strawberry.field(description="What was said about its texts since they are frozen, as REST shows it; oldest first.")
     etag: str = strawberry.field(description="Names this version. As `If-Match` in a request's header: nothing changes but that version.")
     address_limit: int | None = None
     subnet_limit: int | None = None
@@ -152,10 +160,9 @@ class Poll:
         has_voted = genuine is not None and genuine.poll_id == self.row.pk
         views.check_reads_results(info.context.request, self.row, info.context.at, has_voted=has_voted)
         shown = dict(self.page.results[self.row.pk])
-        del shown["poll"]
-        return Results(
-            **{**shown, "options": [OptionResult(**option) for option in shown["options"]], "review": _show_review(shown["review"])}
-        )
+        del shown["poll"], shown["errata"]  # the poll has them
+        shown["options"] = [OptionResult(**option) for option in shown["options"]]
+        return Results(**{**shown, "review": _show_review(shown["review"])})
 
 
 def _show_review(shown: dict[str, Any] | None) -> Review | None:

@@ -1,0 +1,55 @@
+from django.db import migrations, models
+from django.db.models import Value
+
+# The clock that judges is PostgreSQL's: an edit that waited for something is judged by when it is written, too (editing.py judges by
+# when it came in). Options may be added for all that this knows: a poll is made open, and they after it.
+_KEEP = """
+    CREATE FUNCTION open_polls_keep_their_terms() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF OLD.published_at IS NULL THEN
+            RETURN NEW;
+        END IF;
+        IF NOT NEW.errata @> OLD.errata
+           OR (OLD.opens_at <= clock_timestamp() AND (NEW.title, NEW.description) IS DISTINCT FROM (OLD.title, OLD.description))
+           OR (OLD.results_visibility = 'sealed' AND OLD.opens_at <= clock_timestamp()
+               AND ((OLD.closes_at > clock_timestamp() AND NEW.results_visibility <> 'sealed')
+                    OR (OLD.closes_at <= clock_timestamp() AND NEW.closes_at > OLD.closes_at))) THEN
+            RAISE EXCEPTION 'a poll that has opened keeps its texts, its errata, and its seal'
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'open_polls_keep_their_terms';
+        END IF;
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER open_polls_keep_their_terms
+    BEFORE UPDATE OF title, description, results_visibility, closes_at, errata ON polls
+    FOR EACH ROW EXECUTE FUNCTION open_polls_keep_their_terms();
+
+    CREATE FUNCTION open_polls_keep_their_options() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF EXISTS (SELECT FROM polls WHERE id = OLD.poll_id AND published_at IS NOT NULL AND opens_at <= clock_timestamp()) THEN
+            RAISE EXCEPTION 'a poll that has opened keeps its options'
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'open_polls_keep_their_terms';
+        END IF;
+        RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
+    END $$;
+    CREATE TRIGGER open_polls_keep_their_options BEFORE UPDATE OR DELETE ON options
+    FOR EACH ROW EXECUTE FUNCTION open_polls_keep_their_options();
+"""
+_FORGET = """
+    DROP TRIGGER open_polls_keep_their_options ON options;
+    DROP FUNCTION open_polls_keep_their_options();
+    DROP TRIGGER open_polls_keep_their_terms ON polls;
+    DROP FUNCTION open_polls_keep_their_terms();
+"""
+
+
+class Migration(migrations.Migration):
+    dependencies = [("polls", "0018_sealed_results")]
+
+    operations = [
+        migrations.AddField(
+            model_name="poll",
+            name="errata",
+            field=models.JSONField(db_default=Value([], models.JSONField()), default=list, editable=False),
+        ),
+        migrations.RunSQL(_KEEP, _FORGET),
+    ]
