@@ -9,6 +9,7 @@ import pytest
 from django.db import IntegrityError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils.timezone import now
+from psycopg2.errors import CheckViolation
 
 from polls import editing, fraud, problems, results, roles, stages
 from polls.counting import count_votes
@@ -16,9 +17,10 @@ from polls.editing import LONGEST_ERRATUM, MAX_ERRATA, SHORTEST_NOTICE
 from polls.journal import Act
 from polls.models import JournalEntry, Option, Outcome, Poll, Reason
 from polls.problems import Refusal
-from tests.conftest import make_user, option, outcome_of, signed_in, tallies, vote_of
+from tests.conftest import WEB_ROLE, make_user, option, outcome_of, signed_in, tallies, vote_of
 from tests.test_following import followed, stream_of
 from tests.test_intake import assert_refused
+from tests.test_security_roles import cursor_of
 
 SECOND = timedelta(seconds=1)
 
@@ -126,6 +128,13 @@ def test_the_database_keeps_the_texts_the_errata_and_the_seal_of_an_open_poll_by
 
     with connection.cursor() as cursor, pytest.raises(IntegrityError, match="a poll that has opened keeps"):
         cursor.execute(statement, [poll.pk])
+
+
+def test_a_temporary_table_does_not_stand_for_the_polls(poll):
+    with cursor_of(WEB_ROLE) as cursor:
+        cursor.execute("CREATE TEMPORARY TABLE polls (id uuid, published_at timestamptz, opens_at timestamptz)")
+        with pytest.raises(CheckViolation, match="a poll that has opened keeps"):
+            cursor.execute("UPDATE options SET text = text || '!' WHERE poll_id = %s", [str(poll.pk)])
 
 
 def test_the_database_lets_no_sealed_poll_begin_anew_once_it_has_ended(make_poll):

@@ -3,6 +3,7 @@ from django.db.models import Value
 
 # The clock that judges is PostgreSQL's: an edit that waited for something is judged by when it is written, too (editing.py judges by
 # when it came in). Options may be added for all that this knows: a poll is made open, and they after it.
+# Functions that read a table say in which schema: else a temporary table would be read for it.
 _KEEP = """
     CREATE FUNCTION open_polls_keep_their_terms() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
@@ -23,7 +24,7 @@ _KEEP = """
     BEFORE UPDATE OF title, description, results_visibility, closes_at, errata ON polls
     FOR EACH ROW EXECUTE FUNCTION open_polls_keep_their_terms();
 
-    CREATE FUNCTION open_polls_keep_their_options() RETURNS trigger LANGUAGE plpgsql AS $$
+    CREATE FUNCTION open_polls_keep_their_options() RETURNS trigger LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
     BEGIN
         IF EXISTS (SELECT FROM polls WHERE id = OLD.poll_id AND published_at IS NOT NULL AND opens_at <= clock_timestamp()) THEN
             RAISE EXCEPTION 'a poll that has opened keeps its options'

@@ -2,7 +2,7 @@ from django.db import migrations
 
 # A draft goes with its journal (delete_draft), unless an entry says that it was more than that; nothing else ever leaves it.
 _KEEP = """
-    CREATE FUNCTION journal_is_only_added() RETURNS trigger LANGUAGE plpgsql AS $$
+    CREATE FUNCTION journal_is_only_added() RETURNS trigger LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
     BEGIN
         IF TG_OP = 'DELETE' THEN
             IF coalesce(OLD.changes #>> '{status,1}', 'draft') = 'draft'
