@@ -51,7 +51,16 @@ PASSWORD = "correct horse battery staple"
 # one that began last would go on alone when all others have ended.
 LONGEST = (
     *("test_faults.py", "test_security_house.py", "test_tour.py", "test_abuse.py", "test_backup.py", "test_health.py", "test_graphql.py"),
-    *("test_rights.py", "test_stack.py", "test_closing.py", "test_pipeline.py", "test_import.py", "test_throttling.py", "test_settings.py"),
+    *(
+        "test_rights.py",
+        "test_differential.py",
+        "test_stack.py",
+        "test_closing.py",
+        "test_pipeline.py",
+        "test_import.py",
+        "test_throttling.py",
+        "test_settings.py",
+    ),
     *("test_schema.py", "test_review.py", "test_counting.py", "test_desk.py", "test_fraud.py", "test_accounts.py", "test_admin.py"),
 )
 # Web processes and workers log in with no more rights than `manage.py setup` gives them, in every test.
