@@ -11,6 +11,7 @@ from django.contrib.postgres.fields import ArrayField
 from django.contrib.postgres.indexes import BrinIndex, GinIndex
 from django.db import models
 from django.db.models import F, Q
+from django.db.models.functions import Now
 from django.utils.timezone import now
 
 MAX_OPTIONS = 100
@@ -572,6 +573,8 @@ class Moment(models.Model):
 
     name = models.CharField(primary_key=True, max_length=200)
     at = models.DateTimeField()
+    # By PostgreSQL's clock: when it was written. A version that does not know of this column leaves an older moment, which counts for less.
+    noted_at = models.DateTimeField(db_default=Now())
 
     class Meta:
         db_table = "moments"
