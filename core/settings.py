@@ -371,21 +371,24 @@ CELERY_DB_REUSE_MAX = 10_000  # tasks per database connection; after an error it
 CELERY_TIMEZONE = "UTC"
 CELERY_BEAT_SCHEDULER = "tasks.clock:NotingScheduler"
 CELERY_BEAT_MAX_LOOP_INTERVAL = 1
-# Intervals only: django-celery-beat can miss crontab runs after a pause. A run that waited longer than `expires` is
-# dropped, the next one catches up from the database's state.
+# A run that no worker has taken for so long is dropped by the broker, by its clock alone (tasks/clock.py); the next one catches up from the
+# database's state. The same for all, since a queue drops what is at its head: behind a message that stays, all others would, too.
+JOB_WAITS_SECONDS = 20
+_DROPPED = {"expire_seconds": JOB_WAITS_SECONDS}
+# Intervals only: django-celery-beat can miss crontab runs after a pause.
 CELERY_BEAT_SCHEDULE = {
-    "open and close polls": {"task": "polls.open_and_close", "schedule": timedelta(seconds=2), "options": {"expires": 10}},
-    "finalise polls": {"task": "polls.finalise", "schedule": timedelta(seconds=5), "options": {"expires": 10}},
-    "look after what changed in tallies": {"task": "integrity.check_soon", "schedule": timedelta(seconds=30), "options": {"expires": 20}},
-    "count all votes anew": {"task": "integrity.check", "schedule": timedelta(hours=1), "options": {"expires": 3000}},
-    "drain the outbox": {"task": "outbox.drain", "schedule": timedelta(seconds=2), "options": {"expires": 10}},
-    "purge expired tokens": {"task": "tokens.purge", "schedule": timedelta(days=1), "options": {"expires": 80_000}},
-    "renew network secrets": {"task": "networks.renew", "schedule": timedelta(hours=1), "options": {"expires": 3000}},
-    "find suspicious networks in what is new": {"task": "fraud.find_fast", "schedule": timedelta(minutes=1), "options": {"expires": 50}},
-    "find suspicious networks": {"task": "fraud.find", "schedule": timedelta(hours=1), "options": {"expires": 3000}},
-    "expire cases": {"task": "cases.expire", "schedule": timedelta(days=1), "options": {"expires": 80_000}},
-    "settle rulings that were interrupted": {"task": "review.settle", "schedule": timedelta(seconds=10), "options": {"expires": 10}},
-    "purge old outcomes": {"task": "outcomes.purge", "schedule": timedelta(hours=1), "options": {"expires": 3000}},
+    "open and close polls": {"task": "polls.open_and_close", "schedule": timedelta(seconds=2), "options": _DROPPED},
+    "finalise polls": {"task": "polls.finalise", "schedule": timedelta(seconds=5), "options": _DROPPED},
+    "look after what changed in tallies": {"task": "integrity.check_soon", "schedule": timedelta(seconds=30), "options": _DROPPED},
+    "count all votes anew": {"task": "integrity.check", "schedule": timedelta(hours=1), "options": _DROPPED},
+    "drain the outbox": {"task": "outbox.drain", "schedule": timedelta(seconds=2), "options": _DROPPED},
+    "purge expired tokens": {"task": "tokens.purge", "schedule": timedelta(days=1), "options": _DROPPED},
+    "renew network secrets": {"task": "networks.renew", "schedule": timedelta(hours=1), "options": _DROPPED},
+    "find suspicious networks in what is new": {"task": "fraud.find_fast", "schedule": timedelta(minutes=1), "options": _DROPPED},
+    "find suspicious networks": {"task": "fraud.find", "schedule": timedelta(hours=1), "options": _DROPPED},
+    "expire cases": {"task": "cases.expire", "schedule": timedelta(days=1), "options": _DROPPED},
+    "settle rulings that were interrupted": {"task": "review.settle", "schedule": timedelta(seconds=10), "options": _DROPPED},
+    "purge old outcomes": {"task": "outcomes.purge", "schedule": timedelta(hours=1), "options": _DROPPED},
 }
 
 # --- Django ----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ from datetime import datetime, timedelta
 
 from django.db import connection
 
+from polls.models import Moment
+
 
 def clock() -> datetime:
     """Return the time by PostgreSQL's clock."""
@@ -42,6 +44,11 @@ def read(names: Collection[str]) -> Mapping[str, datetime]:
             [list(names)],
         )
         return dict(cursor.fetchall())
+
+
+def noted_at(name: str) -> datetime | None:
+    """Return when the stamp was written last, by PostgreSQL's clock."""
+    return Moment.objects.filter(name=name).values_list("noted_at", flat=True).first()
 
 
 def forget_future(names: Collection[str]) -> None:

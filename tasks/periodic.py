@@ -4,10 +4,16 @@ from datetime import datetime
 from typing import Any
 
 from celery import shared_task
-from celery.signals import task_success
+from celery.signals import task_prerun, task_success
 from django.utils.timezone import now
 
 from polls import accounts, attempts, blocks, closing, finality, fraud, integrity, jobs, networks, outbox, review, stamps
+
+
+@task_prerun.connect
+def note_beginning(task: Any, **_: object) -> None:
+    if jobs.is_seldom(task.name):
+        jobs.note_beginning(task.name, at=stamps.clock())
 
 
 @task_success.connect
