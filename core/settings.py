@@ -1,5 +1,6 @@
 """Every setting of the product, and the only reader of the environment. The defaults are for development."""
 
+import hashlib
 import json
 import logging
 import re
@@ -108,8 +109,13 @@ for _origin in CORS_ALLOWED_ORIGINS:
 # --- Services --------------------------------------------------------------------------------------------------------
 
 
+_NOT_NAMED = "nowhere"
+
+
 def database(name: str, url: str, *, writes: bool) -> dict[str, Any]:
     """Return Django's configuration for the PostgreSQL of this URL. It may name several hosts, which are tried in turn."""
+    if url == _NOT_NAMED:
+        return {"ENGINE": "core.nowhere", "NAME": _NOT_NAMED}
     try:
         if not url.startswith(("postgres://", "postgresql://")):
             raise ValueError
@@ -144,9 +150,10 @@ def database(name: str, url: str, *, writes: bool) -> dict[str, Any]:
     return config
 
 
-DATABASES = {
-    "default": database("DATABASE_URL", confidential("DATABASE_URL", default="postgres://nexus@127.0.0.1:5432/nexus"), writes=True)
-}
+# Without a name for it there is none, and no broker: servers at the usual ports may be anybody's. manage.py and `python -m core` name
+# those that `make up` made (core/installation.py).
+_database_url = confidential("DATABASE_URL", default=_NOT_NAMED)
+DATABASES = {"default": database("DATABASE_URL", _database_url, writes=True)}
 # A standby of the same PostgreSQL, where the results that everybody may see are read; from the primary while it is away or far behind.
 if _replica_url := confidential("REPLICA_URL", default=""):
     DATABASES["replica"] = database("REPLICA_URL", _replica_url, writes=False) | {"TEST": {"MIRROR": "default"}}
@@ -303,7 +310,8 @@ PASSWORD_RESET_TIMEOUT = 3600  # seconds that the token in the mail is good
 
 # --- Celery (the namespace CELERY_ is Celery's own) ------------------------------------------------------------------
 
-CELERY_BROKER_URL = confidential("CELERY_BROKER_URL", default="amqp://guest:guest@127.0.0.1:5672//")
+_usual_port = 1 if _database_url == _NOT_NAMED else 5672  # nobody listens at port 1
+CELERY_BROKER_URL = confidential("CELERY_BROKER_URL", default=f"amqp://guest:guest@127.0.0.1:{_usual_port}//")
 try:
     for _url in map(urlsplit, CELERY_BROKER_URL.split(";")):  # several are tried in turn
         if _url.scheme not in ("amqp", "amqps") or _url.port == 0:
@@ -527,9 +535,16 @@ SPECTACULAR_SETTINGS = {
     ],
 }
 
-# Where workers and beat note that they live, for `manage.py alive`. A file each, so it must be writable where all else is read-only.
-LIVENESS_FOLDER = Path(env.str("LIVENESS_FOLDER", default=gettempdir()))
-if not LIVENESS_FOLDER.is_dir():
+# What the files of this installation are called where those of others may be, too: whoever has the same database and queues is of it.
+_place = {name: DATABASES["default"].get(name, "") for name in ("HOST", "PORT", "NAME")}
+_place["PORT"], _place["QUEUE_PREFIX"] = str(_place["PORT"] or 5432), QUEUE_PREFIX
+INSTALLATION = hashlib.sha256(json.dumps(_place).encode()).hexdigest()[:12]
+
+# Where workers and beat note that they live, for `manage.py alive`. A file each, so it must be writable where all else is read-only. By
+# default a folder of this installation's own, made by whoever notes first.
+_liveness_folder = env.str("LIVENESS_FOLDER", default="")
+LIVENESS_FOLDER = Path(_liveness_folder or f"{gettempdir()}/nexus-{INSTALLATION}")
+if _liveness_folder and not LIVENESS_FOLDER.is_dir():
     raise ImproperlyConfigured(f"LIVENESS_FOLDER is {LIVENESS_FOLDER}; it must be a folder that exists.")
 
 # --- Log and error tracking ------------------------------------------------------------------------------------------

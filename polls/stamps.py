@@ -71,10 +71,10 @@ def stamp_ahead(name: str, ahead: timedelta) -> None:
     with connection.cursor() as cursor:
         cursor.execute(
             """
-            INSERT INTO moments (name, at, noted_at) VALUES (%s, clock_timestamp() + %s, clock_timestamp())
+            INSERT INTO moments (name, at, noted_at) VALUES (%s, clock_timestamp() + make_interval(secs => %s), clock_timestamp())
             ON CONFLICT (name) DO UPDATE SET at = excluded.at, noted_at = excluded.noted_at
             """,
-            [name, ahead],
+            [name, ahead.total_seconds()],
         )
 
 
@@ -85,8 +85,11 @@ def read_ahead(name: str, ahead: timedelta) -> datetime | None:
     """
     with connection.cursor() as cursor:
         cursor.execute(
-            "UPDATE moments SET at = clock_timestamp() + %(ahead)s WHERE name = %(name)s AND at > clock_timestamp() + %(ahead)s",
-            {"name": name, "ahead": ahead},
+            """
+            UPDATE moments SET at = clock_timestamp() + make_interval(secs => %s)
+            WHERE name = %s AND at > clock_timestamp() + make_interval(secs => %s)
+            """,
+            [ahead.total_seconds(), name, ahead.total_seconds()],
         )
         cursor.execute("SELECT at FROM moments WHERE name = %s", [name])
         row = cursor.fetchone()

@@ -4,7 +4,7 @@ A run that nobody takes is dropped by the broker, after a time that the broker m
 """
 
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,7 @@ class Entry(ModelEntry):  # type: ignore[misc] # it has no types
 
     def is_due(self) -> Any:
         at = self._default_now()
+        self.last_run_at: datetime
         if self.model.enabled and self.last_run_at > at:
             self.last_run_at = at - self.interval
         return super().is_due()
@@ -70,8 +71,9 @@ class NotingScheduler(DatabaseScheduler):  # type: ignore[misc] # it has no type
         return bool(entry.interval) and when - self._when(entry, 0) > entry.interval.total_seconds() + 1
 
     def apply_entry(self, entry: ScheduleEntry, producer: Any = None) -> None:
-        if jobs.is_seldom(entry.task):
-            self._sent[entry.task] = (entry, self._begun(entry.task), time.monotonic())
+        task = str(entry.task)
+        if jobs.is_seldom(task):
+            self._sent[task] = (entry, self._begun(task), time.monotonic())
         super().apply_entry(entry, producer=producer)
 
     def _send_again(self) -> None:
