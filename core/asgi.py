@@ -13,7 +13,7 @@ django_application = get_asgi_application()  # also loads the settings and model
 from django.conf import settings  # noqa: E402 - all of these need Django to be set up
 from starlette.middleware.cors import CORSMiddleware  # noqa: E402
 
-from core import bodies, deprecations, exporting, health  # noqa: E402
+from core import bodies, deprecations, exporting, health, noting  # noqa: E402
 from core.protocol import Answering, Fields  # noqa: E402
 from polls.intake import Intake  # noqa: E402
 
@@ -56,6 +56,7 @@ class Application:
     async def __call__(self, scope, receive, send):  # type: ignore[no-untyped-def]
         if scope["type"] == "lifespan":
             exporting.start()
+            noting.start("web")
         if scope["type"] != "http":
             await served(scope, receive, send)
         elif scope["path"] == "/healthz":

@@ -57,9 +57,18 @@ def forget_what_was_asked(**_: object) -> None:
 @celeryd_after_setup.connect
 def export_figures(instance: Any, **_: object) -> None:
     """Let Prometheus see the worker's figures, before its children are there; those of the whole installation are with the clock's jobs."""
-    from core import exporting  # it needs Django's models, which are not there while this module is read
+    from core import exporting, noting  # they need Django's models, which are not there while this module is read
 
-    exporting.start(watches=settings.PERIODIC_QUEUE in instance.app.amqp.queues.consume_from)
+    does_jobs = settings.PERIODIC_QUEUE in instance.app.amqp.queues.consume_from
+    exporting.start(watches=does_jobs)
+    noting.start("periodic" if does_jobs else "worker")
+
+
+@beat_init.connect
+def note_the_clock(**_: object) -> None:
+    from core import noting
+
+    noting.start("beat")
 
 
 @worker_process_init.connect

@@ -583,6 +583,22 @@ class Moment(models.Model):
         return self.name
 
 
+class Clock(models.Model):
+    """How far a program's clock on a host is ahead of PostgreSQL's (clocks.py)."""
+
+    place = models.CharField(primary_key=True, max_length=150)  # program@host
+    program = models.CharField(max_length=20)
+    host = models.CharField(max_length=100)
+    ahead_seconds = models.FloatField()
+    noted_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = "clocks"
+
+    def __str__(self) -> str:
+        return self.place
+
+
 class Scope(models.TextChoices):
     """What an API client may do in its owner's name."""
 

@@ -7,7 +7,7 @@ from celery import shared_task
 from celery.signals import task_prerun, task_success
 from django.utils.timezone import now
 
-from polls import accounts, attempts, blocks, closing, finality, fraud, integrity, jobs, networks, outbox, review, stamps
+from polls import accounts, attempts, blocks, clocks, closing, finality, fraud, integrity, jobs, networks, outbox, review, stamps
 
 
 @task_prerun.connect
@@ -58,6 +58,7 @@ def renew_networks() -> None:
     networks.purge(at=moment())
     attempts.purge(at=moment())
     blocks.purge(at=moment())
+    clocks.purge()
 
 
 @shared_task(name="fraud.find_fast", acks_late=False)
