@@ -9,8 +9,8 @@ from pathlib import Path
 from stack.folder import ROOT, StackError
 from stack.rabbitmq import apt
 
-# For programs with several threads.
-_LIBRARY = "faketime/libfaketimeMT.so.1"
+# Not the one for several threads: it locks, and a worker's child that is forked meanwhile would wait for ever.
+_LIBRARY = "faketime/libfaketime.so.1"
 _INSTALLED = [Path("/usr/lib"), Path("/usr/local/lib"), Path("/usr/lib64"), *Path("/usr/lib").glob("*-linux-gnu")]
 
 
@@ -30,7 +30,7 @@ def environment(clock: Path) -> Mapping[str, str]:
         "PYTHONPATH": str(started_first),
         "LD_PRELOAD": str(_library(ROOT / ".local" / "faketime")),
         "FAKETIME_TIMESTAMP_FILE": str(clock),
-        "FAKETIME_NO_CACHE": "1",  # in force at once
+        "FAKETIME_CACHE_DURATION": "1",  # in force within a second
         # As with a real clock that is set: how long something takes goes on being measured by one that is not.
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         "NO_FAKE_STAT": "1",
