@@ -63,6 +63,31 @@ _control(
         "        count.cursor = cursor\n        count.change_tallies()\n",
     ),
 )
+_control(
+    "a-clock-is-believed",
+    "a moment that a clock says counts, however far ahead it is",
+    "clock-ahead-then-right",
+    Edit("tasks/periodic.py", "    return min(now(), stamps.clock())\n", "    return now()\n"),
+    Edit("polls/finality.py", "    seen_at = min(at, stamps.clock()) - FIGURES_AGE\n", "    seen_at = at - FIGURES_AGE\n"),
+    Edit("polls/stamps.py", "VALUES (%s, least(%s, clock_timestamp()), clock_timestamp())", "VALUES (%s, %s, clock_timestamp())"),
+    Edit(
+        "polls/stamps.py",
+        "SELECT name, least(at, noted_at) FROM moments WHERE name = ANY(%s) AND least(at, noted_at) <= clock_timestamp()",
+        "SELECT name, at FROM moments WHERE name = ANY(%s)",
+    ),
+)
+_control(
+    "beat-waits-for-the-old-time",
+    "beat goes on from the moments that it has worked out before its clock was put back",
+    "clock-put-back",
+    Edit("tasks/clock.py", "        if self._is_put_back():\n", "        if False:\n"),
+)
+_control(
+    "expiry-by-the-workers-clock",
+    "a job expires by beat's clock, and workers compare that with theirs",
+    "clocks-apart",
+    Edit("tasks/clock.py", 'self.options["expiration"] = min(', 'self.options["expires"] = min('),
+)
 _hosts = scenarios.ALL["host-killed"]
 ALL["standby-not-awaited"] = replace(
     _hosts,

@@ -24,7 +24,7 @@ import amqp
 import psutil
 import psycopg2
 
-from chaos import messages, oracle
+from chaos import faketime, messages, oracle
 from chaos.clients import Clients, Crowd
 from chaos.ledger import Ledger, Vote
 from chaos.oracle import Tables, Verdict
@@ -78,6 +78,8 @@ class Stage:
     standby: bool = False
     # Whether the web process reaches RabbitMQ through `proxy`.
     is_proxied: bool = False
+    # {program whose clock can be set: how far it is ahead at the start (seconds)}; see `set_clocks`.
+    clocks: Mapping[str, int] = field(default_factory=dict)
     # How wrong the product's clocks may be (seconds).
     clock_error: int = 0
     # How much was done to it.
@@ -131,6 +133,11 @@ class Stage:
             replace(program, directory=self.root, command=[*program.command, *self.arguments.get(program.name, [])])
             for program in product.programs(env)
             if program.name in PROGRAMS
+        ]
+        for name, seconds in self.clocks.items():
+            faketime.set_clock(self._clock(name), seconds)
+        programs = [
+            replace(p, env={**p.env, **faketime.environment(self._clock(p.name))}) if p.name in self.clocks else p for p in programs
         ]
         if self.is_proxied:
             url = urlsplit(env["CELERY_BROKER_URL"])
@@ -394,6 +401,15 @@ class Stage:
                 process.resume()
         if name not in PROGRAMS:
             self.is_back(name)
+
+    def set_clocks(self, **seconds: int) -> None:
+        """Set the clocks of these programs so far ahead of the true time, while they run."""
+        for name, ahead in seconds.items():
+            faketime.set_clock(self._clock(name), ahead)
+        self.did()
+
+    def _clock(self, name: str) -> Path:
+        return self.folder / f"clock.{name}"
 
     def rabbitmqctl(self, *command: str, node: str = "rabbitmq") -> str:
         program = self.stack.programs[node]

@@ -14,7 +14,7 @@ django_application = get_asgi_application()  # also loads the settings and model
 from django.conf import settings  # noqa: E402 - all of these need Django to be set up
 from starlette.middleware.cors import CORSMiddleware  # noqa: E402
 
-from core import bodies, deprecations, exporting, health  # noqa: E402
+from core import bodies, deprecations, exporting, health, noting  # noqa: E402
 from core.protocol import Answer, Answering, Fields  # noqa: E402
 from polls import problems  # noqa: E402
 from polls.intake import Intake, refuse  # noqa: E402
@@ -55,6 +55,7 @@ class Application:
     async def __call__(self, scope, receive, send):  # type: ignore[no-untyped-def]
         if scope["type"] == "lifespan":
             exporting.start()
+            noting.start("web")
         if scope["type"] != "http":
             await served(scope, receive, send)
         elif b"%" in scope["raw_path"] and _DISGUISED(scope["raw_path"]):

@@ -2,14 +2,15 @@
 
 import gc
 import os
+import sys
 from typing import Any
 
 from celery import Celery
-from celery.signals import celeryd_after_setup, setup_logging, task_failure, task_postrun, worker_process_init
+from celery.signals import beat_init, celeryd_after_setup, celeryd_init, setup_logging, task_failure, task_postrun, worker_process_init
 from django.conf import settings
 from django.db import connection, reset_queries
 
-from core import logs
+from core import installation, logs
 from tasks import queues
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "core.settings")
@@ -25,6 +26,14 @@ app.autodiscover_tasks(["tasks"], related_name="mail")
 def add_queues(sender: Celery, **_: object) -> None:
     """Give the app its queues; their names come from the settings, which are read by now."""
     sender.conf.task_queues = queues.consumed()
+
+
+@celeryd_init.connect
+@beat_init.connect
+def refuse_to_start_without_a_database(**_: object) -> None:
+    """End before the broker is asked for anything: at the usual port, it may be anybody's."""
+    if settings.DATABASES["default"]["ENGINE"] == "core.nowhere":
+        sys.exit(installation.NOT_NAMED)
 
 
 @setup_logging.connect
@@ -48,9 +57,18 @@ def forget_what_was_asked(**_: object) -> None:
 @celeryd_after_setup.connect
 def export_figures(instance: Any, **_: object) -> None:
     """Let Prometheus see the worker's figures, before its children are there; those of the whole installation are with the clock's jobs."""
-    from core import exporting  # it needs Django's models, which are not there while this module is read
+    from core import exporting, noting  # they need Django's models, which are not there while this module is read
 
-    exporting.start(watches=settings.PERIODIC_QUEUE in instance.app.amqp.queues.consume_from)
+    does_jobs = settings.PERIODIC_QUEUE in instance.app.amqp.queues.consume_from
+    exporting.start(watches=does_jobs)
+    noting.start("periodic" if does_jobs else "worker")
+
+
+@beat_init.connect
+def note_the_clock(**_: object) -> None:
+    from core import noting
+
+    noting.start("beat")
 
 
 @worker_process_init.connect

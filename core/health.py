@@ -13,7 +13,7 @@ from django.db import connection
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
 
-from polls import problems, publishing
+from polls import clocks, problems, publishing
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -33,7 +33,7 @@ class Readiness:
     def __init__(self) -> None:
         self._looking: asyncio.Task[dict[str, str]] | None = None
         self._good_until = 0.0
-        self._reading: asyncio.Future[str | None] | None = None
+        self._reading: asyncio.Future[dict[str, str]] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="readiness")
         # Then the polls that it knows serve it while the database is away.
         self._was_ready = False
@@ -43,7 +43,7 @@ class Readiness:
         if self._looking is None or (self._looking.done() and time.monotonic() > self._good_until):
             self._looking = asyncio.create_task(self._look())
         wrong = await asyncio.shield(self._looking)
-        parts = {part: wrong.get(part, "ok") for part in ("database", "migrations", "broker", "queues")}
+        parts = {part: wrong.get(part, "ok") for part in ("database", "migrations", "broker", "queues")} | wrong
         if self._accepts(wrong):
             body: dict[str, Any] = {"status": "degraded" if wrong else "ready", "parts": parts}
             return await _send(send, 200, b"application/json", json.dumps(body).encode())
@@ -67,12 +67,11 @@ class Readiness:
 
     async def _look_at_database(self) -> dict[str, str]:
         if self._reading is None or self._reading.done():
-            self._reading = asyncio.get_running_loop().run_in_executor(self._thread, _find_unapplied)
+            self._reading = asyncio.get_running_loop().run_in_executor(self._thread, _ask_database)
         try:
-            unapplied = await asyncio.wait_for(asyncio.shield(self._reading), PATIENCE_SECONDS)
+            return await asyncio.wait_for(asyncio.shield(self._reading), PATIENCE_SECONDS)
         except Exception:
             return {"database": "does not answer", "migrations": "not known"}
-        return {"migrations": unapplied} if unapplied else {}
 
 
 async def _look_at_broker() -> dict[str, str]:
@@ -84,13 +83,17 @@ async def _look_at_broker() -> dict[str, str]:
     return {"queues": f"manage.py setup makes what is missing: {', '.join(missing)}"} if missing else {}
 
 
-def _find_unapplied() -> str | None:
-    """Return what migrations the database lacks, in words. In a thread."""
+def _ask_database() -> dict[str, str]:
+    """Return what the database lacks, and how wrong this process's clock is if it is, in words. In a thread."""
+    wrong = {}
     try:
-        missing = _known_migrations() - MigrationRecorder(connection).applied_migrations().keys()
+        if missing := _known_migrations() - MigrationRecorder(connection).applied_migrations().keys():
+            wrong["migrations"] = f"manage.py setup applies what is missing: {len(missing)}"
+        if abs(ahead := clocks.ahead_seconds()) > clocks.TOLERATED_SECONDS:
+            wrong["clock"] = clocks.in_words(ahead)
     finally:
         connection.close()
-    return f"manage.py setup applies what is missing: {len(missing)}" if missing else None
+    return wrong
 
 
 @cache

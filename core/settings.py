@@ -1,5 +1,6 @@
 """Every setting of the product, and the only reader of the environment. The defaults are for development."""
 
+import hashlib
 import json
 import logging
 import re
@@ -122,8 +123,13 @@ for _origin in CORS_ALLOWED_ORIGINS:
 # --- Services --------------------------------------------------------------------------------------------------------
 
 
+_NOT_NAMED = "nowhere"
+
+
 def database(name: str, url: str, *, writes: bool) -> dict[str, Any]:
     """Return Django's configuration for the PostgreSQL of this URL. It may name several hosts, which are tried in turn."""
+    if url == _NOT_NAMED:
+        return {"ENGINE": "core.nowhere", "NAME": _NOT_NAMED}
     try:
         if not url.startswith(("postgres://", "postgresql://")):
             raise ValueError
@@ -158,9 +164,10 @@ def database(name: str, url: str, *, writes: bool) -> dict[str, Any]:
     return config
 
 
-DATABASES = {
-    "default": database("DATABASE_URL", confidential("DATABASE_URL", default="postgres://nexus@127.0.0.1:5432/nexus"), writes=True)
-}
+# Without a name for it there is none, and no broker: servers at the usual ports may be anybody's. manage.py and `python -m core` name
+# those that `make up` made (core/installation.py).
+_database_url = confidential("DATABASE_URL", default=_NOT_NAMED)
+DATABASES = {"default": database("DATABASE_URL", _database_url, writes=True)}
 # A standby of the same PostgreSQL, where the results that everybody may see are read; from the primary while it is away or far behind.
 if _replica_url := confidential("REPLICA_URL", default=""):
     DATABASES["replica"] = database("REPLICA_URL", _replica_url, writes=False) | {"TEST": {"MIRROR": "default"}}
@@ -317,7 +324,8 @@ PASSWORD_RESET_TIMEOUT = 3600  # seconds that the token in the mail is good
 
 # --- Celery (the namespace CELERY_ is Celery's own) ------------------------------------------------------------------
 
-CELERY_BROKER_URL = confidential("CELERY_BROKER_URL", default="amqp://guest:guest@127.0.0.1:5672//")
+_usual_port = 1 if _database_url == _NOT_NAMED else 5672  # nobody listens at port 1
+CELERY_BROKER_URL = confidential("CELERY_BROKER_URL", default=f"amqp://guest:guest@127.0.0.1:{_usual_port}//")
 try:
     for _url in map(urlsplit, CELERY_BROKER_URL.split(";")):  # several are tried in turn
         if _url.scheme not in ("amqp", "amqps") or _url.port == 0:
@@ -385,21 +393,24 @@ CELERY_DB_REUSE_MAX = 10_000  # tasks per database connection; after an error it
 CELERY_TIMEZONE = "UTC"
 CELERY_BEAT_SCHEDULER = "tasks.clock:NotingScheduler"
 CELERY_BEAT_MAX_LOOP_INTERVAL = 1
-# Intervals only: django-celery-beat can miss crontab runs after a pause. A run that waited longer than `expires` is
-# dropped, the next one catches up from the database's state.
+# A run that no worker has taken for so long is dropped by the broker, by its clock alone (tasks/clock.py); the next one catches up from the
+# database's state. The same for all, since a queue drops what is at its head: behind a message that stays, all others would, too.
+JOB_WAITS_SECONDS = 20
+_DROPPED = {"expire_seconds": JOB_WAITS_SECONDS}
+# Intervals only: django-celery-beat can miss crontab runs after a pause.
 CELERY_BEAT_SCHEDULE = {
-    "open and close polls": {"task": "polls.open_and_close", "schedule": timedelta(seconds=2), "options": {"expires": 10}},
-    "finalise polls": {"task": "polls.finalise", "schedule": timedelta(seconds=5), "options": {"expires": 10}},
-    "look after what changed in tallies": {"task": "integrity.check_soon", "schedule": timedelta(seconds=30), "options": {"expires": 20}},
-    "count all votes anew": {"task": "integrity.check", "schedule": timedelta(hours=1), "options": {"expires": 3000}},
-    "drain the outbox": {"task": "outbox.drain", "schedule": timedelta(seconds=2), "options": {"expires": 10}},
-    "purge expired tokens": {"task": "tokens.purge", "schedule": timedelta(days=1), "options": {"expires": 80_000}},
-    "renew network secrets": {"task": "networks.renew", "schedule": timedelta(hours=1), "options": {"expires": 3000}},
-    "find suspicious networks in what is new": {"task": "fraud.find_fast", "schedule": timedelta(minutes=1), "options": {"expires": 50}},
-    "find suspicious networks": {"task": "fraud.find", "schedule": timedelta(hours=1), "options": {"expires": 3000}},
-    "expire cases": {"task": "cases.expire", "schedule": timedelta(days=1), "options": {"expires": 80_000}},
-    "settle rulings that were interrupted": {"task": "review.settle", "schedule": timedelta(seconds=10), "options": {"expires": 10}},
-    "purge old outcomes": {"task": "outcomes.purge", "schedule": timedelta(hours=1), "options": {"expires": 3000}},
+    "open and close polls": {"task": "polls.open_and_close", "schedule": timedelta(seconds=2), "options": _DROPPED},
+    "finalise polls": {"task": "polls.finalise", "schedule": timedelta(seconds=5), "options": _DROPPED},
+    "look after what changed in tallies": {"task": "integrity.check_soon", "schedule": timedelta(seconds=30), "options": _DROPPED},
+    "count all votes anew": {"task": "integrity.check", "schedule": timedelta(hours=1), "options": _DROPPED},
+    "drain the outbox": {"task": "outbox.drain", "schedule": timedelta(seconds=2), "options": _DROPPED},
+    "purge expired tokens": {"task": "tokens.purge", "schedule": timedelta(days=1), "options": _DROPPED},
+    "renew network secrets": {"task": "networks.renew", "schedule": timedelta(hours=1), "options": _DROPPED},
+    "find suspicious networks in what is new": {"task": "fraud.find_fast", "schedule": timedelta(minutes=1), "options": _DROPPED},
+    "find suspicious networks": {"task": "fraud.find", "schedule": timedelta(hours=1), "options": _DROPPED},
+    "expire cases": {"task": "cases.expire", "schedule": timedelta(days=1), "options": _DROPPED},
+    "settle rulings that were interrupted": {"task": "review.settle", "schedule": timedelta(seconds=10), "options": _DROPPED},
+    "purge old outcomes": {"task": "outcomes.purge", "schedule": timedelta(hours=1), "options": _DROPPED},
 }
 
 # --- Django ----------------------------------------------------------------------------------------------------------
@@ -539,9 +550,16 @@ SPECTACULAR_SETTINGS = {
     ],
 }
 
-# Where workers and beat note that they live, for `manage.py alive`. A file each, so it must be writable where all else is read-only.
-LIVENESS_FOLDER = Path(env.str("LIVENESS_FOLDER", default=gettempdir()))
-if not LIVENESS_FOLDER.is_dir():
+# What the files of this installation are called where those of others may be, too: whoever has the same database and queues is of it.
+_place = {name: DATABASES["default"].get(name, "") for name in ("HOST", "PORT", "NAME")}
+_place["PORT"], _place["QUEUE_PREFIX"] = str(_place["PORT"] or 5432), QUEUE_PREFIX
+INSTALLATION = hashlib.sha256(json.dumps(_place).encode()).hexdigest()[:12]
+
+# Where workers and beat note that they live, for `manage.py alive`. A file each, so it must be writable where all else is read-only. By
+# default a folder of this installation's own, made by whoever notes first.
+_liveness_folder = env.str("LIVENESS_FOLDER", default="")
+LIVENESS_FOLDER = Path(_liveness_folder or f"{gettempdir()}/nexus-{INSTALLATION}")
+if _liveness_folder and not LIVENESS_FOLDER.is_dir():
     raise ImproperlyConfigured(f"LIVENESS_FOLDER is {LIVENESS_FOLDER}; it must be a folder that exists.")
 
 # --- Log and error tracking ------------------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ from celery import current_app
 from django.conf import settings
 from django.db import InterfaceError, OperationalError, transaction
 from django.db import connection as database
-from django.utils.timezone import now
 from kombu import Connection, Producer
 from kombu.exceptions import KombuError
 
@@ -216,7 +215,7 @@ def _take_out(connection: Connection, most: int) -> Iterator[Message]:
         if time.monotonic() >= say_again_at:
             try:
                 with transaction.atomic(durable=True):  # committed before a letter leaves the place where finality.py looks for it
-                    stamps.stamp(REPLAYED, now() + REPLAY_AHEAD)
+                    stamps.stamp_ahead(REPLAYED, REPLAY_AHEAD)
             except (OperationalError, InterfaceError) as exc:
                 raise UnreachableError("The database does not answer, and must know of a replay first. Try again.") from exc
             say_again_at = time.monotonic() + _SAID_AGAIN_SECONDS

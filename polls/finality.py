@@ -19,7 +19,7 @@ import msgspec
 from django.conf import settings
 from django.db import connections
 
-from polls import closing, deadletters, outbox, stamps
+from polls import closing, deadletters, jobs, outbox, stamps
 from polls.models import Poll, PollStatus
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,9 @@ PATIENCE_SECONDS = 2
 FIGURES_AGE = timedelta(seconds=15)
 # What polls wait for is a matter for the log when they wait for longer. Chosen: two turns, and a minute.
 PATIENCE_WITH_POLLS = timedelta(minutes=3)
+# The job that makes polls final runs every 5 s. When it has not for so long, that is what a poll waits for.
+PATIENCE_WITH_JOB = timedelta(minutes=1)
+_JOB = "polls.finalise"
 
 _T = TypeVar("_T")
 
@@ -48,6 +51,8 @@ class Outstanding:
     # The polls whose votes are among the dead letters, and in the outbox; None: that can't be told, so it may be any poll.
     dead: Collection[UUID] | None
     kept: Collection[UUID] | None
+    # When the job that makes polls final last succeeded; None: never.
+    job_ran_at: datetime | None
 
     def of(self, poll_id: UUID, closes_at: datetime) -> str | None:
         """Return what the poll waits for before it can be final, in a sentence; None: for nothing."""
@@ -76,24 +81,27 @@ def look(at: datetime) -> Outstanding:
     """Return what may not be counted yet. Asks the broker, for LOOK_SECONDS at most.
 
     In the order in which a vote moves, so that none slips by from a place not yet seen to one seen before; and asks last whether dead
-    letters have left theirs.
+    letters have left theirs. What is seen was so FIGURES_AGE before `at`, or before PostgreSQL's now if `at` is later: a clock that is
+    ahead proves nothing.
     """
+    seen_at = min(at, stamps.clock()) - FIGURES_AGE
     give_up_at = time.monotonic() + LOOK_SECONDS
     figures = _within(PATIENCE_SECONDS, _ask_management) or {}
     held = {queue: figures[queue].held for queue in settings.VOTES_QUEUES if queue in figures}
     letters = figures.get(settings.DEAD_LETTER_QUEUE)
     dead = _within(give_up_at - time.monotonic(), lambda: _polls_of_dead_letters(letters.held)) if letters else None
-    known = stamps.read([*map(_emptied, settings.VOTES_QUEUES), deadletters.REPLAYED])
+    known = stamps.read([*map(_emptied, settings.VOTES_QUEUES)])
     emptied = {queue: known[_emptied(queue)] for queue in settings.VOTES_QUEUES if _emptied(queue) in known}
     for queue in held:
         if not held[queue]:
-            emptied[queue] = max(at - FIGURES_AGE, emptied.get(queue, at - FIGURES_AGE))
+            emptied[queue] = max(seen_at, emptied.get(queue, seen_at))
     return Outstanding(
         bundles=sum(held.values()) if held else None,
         emptied=emptied,
-        replayed=known.get(deadletters.REPLAYED),
+        replayed=stamps.read_ahead(deadletters.REPLAYED, deadletters.REPLAY_AHEAD),
         dead=dead,
         kept=outbox.polls_waiting(),
+        job_ran_at=jobs.successes().get(_JOB),
     )
 
 
@@ -103,6 +111,7 @@ def finalise_polls(at: datetime) -> int:
     A vote that was accepted in time is in a queue or the outbox FINAL_AFTER_SECONDS after the poll's end. Each queue was empty at some
     moment after that, not all at the same: each rests every other minute (turns.py). What is seen is remembered for later runs.
     """
+    stamps.forget_future([*map(_emptied, settings.VOTES_QUEUES)])
     due = closing.due_to_be_final(at - FIGURES_AGE)
     if not due:
         _tell(set())
@@ -119,9 +128,15 @@ def why_not(poll: Poll, found: Outstanding, at: datetime) -> str | None:
     """Return why a poll that has closed is not final, in a sentence; None where it is, or has not closed."""
     if poll.status_at(at) != PollStatus.CLOSING:
         return None
-    if poll.closed_at is None or closing.settled_at(poll.closes_at) > at - FIGURES_AGE:
+    due_at = closing.settled_at(poll.closes_at) + FIGURES_AGE
+    if due_at > at:
         return "Its end is not long enough ago for the broker's figures to speak of it."
-    return found.of(poll.pk, poll.closes_at)
+    if poll.closed_at is None:
+        return "The clock's job that closes polls has not run since its end: does beat run, and the worker of the clock's jobs?"
+    outstanding = found.of(poll.pk, poll.closes_at)
+    if outstanding is None and found.job_ran_at is not None and at - found.job_ran_at > PATIENCE_WITH_JOB:
+        return "Nothing: the clock's job that makes polls final has not run lately. Does beat run, and the worker of the clock's jobs?"
+    return outstanding
 
 
 def _emptied(queue: str) -> str:

@@ -20,7 +20,7 @@ def _pool() -> Path:
     """Return where the processes of this machine that share a METRICS_PORT keep their figures: in memory where the system offers that."""
     folder = Path("/dev/shm")  # noqa: S108 - checked by whoever opens the pool
     where = folder if os.access(folder, os.W_OK) else Path(tempfile.gettempdir())
-    return where / f"{PREFIX}metrics_{os.getuid()}_{settings.METRICS_HOST}_{settings.METRICS_PORT}"
+    return where / f"{PREFIX}metrics_{os.getuid()}_{settings.INSTALLATION}_{settings.METRICS_HOST}_{settings.METRICS_PORT}"
 
 
 POOL = _pool() if settings.METRICS_PORT else None

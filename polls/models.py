@@ -11,6 +11,7 @@ from django.contrib.postgres.fields import ArrayField
 from django.contrib.postgres.indexes import BrinIndex, GinIndex
 from django.db import models
 from django.db.models import F, Q, Value
+from django.db.models.functions import Now
 from django.utils.timezone import now
 
 from polls import keys
@@ -607,12 +608,30 @@ class Moment(models.Model):
 
     name = models.CharField(primary_key=True, max_length=200)
     at = models.DateTimeField()
+    # By PostgreSQL's clock: when it was written. A version that does not know of this column leaves an older moment, which counts for less.
+    noted_at = models.DateTimeField(db_default=Now())
 
     class Meta:
         db_table = "moments"
 
     def __str__(self) -> str:
         return self.name
+
+
+class Clock(models.Model):
+    """How far a program's clock on a host is ahead of PostgreSQL's (clocks.py)."""
+
+    place = models.CharField(primary_key=True, max_length=150)  # program@host
+    program = models.CharField(max_length=20)
+    host = models.CharField(max_length=100)
+    ahead_seconds = models.FloatField()
+    noted_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = "clocks"
+
+    def __str__(self) -> str:
+        return self.place
 
 
 class Scope(models.TextChoices):

@@ -38,6 +38,7 @@ RIGHTS = {
     # A bundle that was answered with 202: who takes it in can't take it out.
     "outbox": (_ADD, "SELECT, UPDATE, DELETE"),
     "moments": (_KEEP, _KEEP),
+    "clocks": (_KEEP, _ALL),
     # Accounts. A worker makes the token of the mail about a forgotten password from the account, and ends tokens that have expired.
     "auth_user": (_ALL, _LOOK),
     "auth_user_groups": (_ALL, _LOOK),

@@ -13,7 +13,7 @@ from django.db import connection, transaction
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from polls import deadletters, jobs, throttling
+from polls import clocks, deadletters, jobs, throttling
 from polls.metrics import PREFIX
 from polls.models import Poll
 
@@ -69,6 +69,8 @@ def _of_database(at: datetime) -> Iterator[Metric]:
             successes = jobs.successes()
             cursor.execute("SELECT min(applied) FROM django_migrations")
             (installed_at,) = cursor.fetchone()
+            # This process's own, too, however long ago it noted that.
+            wrong = {clock.program: clock.ahead_seconds for clock in reversed(clocks.known())} | {"periodic": clocks.ahead_seconds()}
     finally:
         connection.close()  # a thread of its own, that looks now and then
     yield _one("outbox_bundles", "Bundles that wait in the outbox.", bundles)
@@ -83,6 +85,10 @@ def _of_database(at: datetime) -> Iterator[Metric]:
         interval.add_metric([job], every.total_seconds())
     yield success
     yield interval
+    ahead = _gauge("clock_ahead_seconds", "How far the program's clock is ahead of PostgreSQL's, where it is most wrong.", "program")
+    for program, seconds in sorted(wrong.items()):
+        ahead.add_metric([program], seconds)
+    yield ahead
 
 
 def _of_broker(at: datetime) -> Iterator[Metric]:

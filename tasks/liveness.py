@@ -1,6 +1,7 @@
 """Liveness: workers and beat note that they go on, so that `manage.py alive` tells those that hang, even while they can't reach a thing."""
 
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ HANGS_AFTER_SECONDS = 30
 def note(program: str) -> None:
     """Remember that the program lives now. Never fails: a full disk is no reason to stop counting."""
     try:
+        _make_folder(settings.LIVENESS_FOLDER)
         _file_of(program).touch(0o600)
     except OSError as exc:
         logger.warning("%s can't note in LIVENESS_FOLDER that it lives (%s)", program, type(exc).__name__)
@@ -28,6 +30,15 @@ def silence_of(program: str) -> float | None:
         return max(0.0, time.time() - _file_of(program).stat().st_mtime)
     except FileNotFoundError:
         return None
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder if it is this installation's own; one that an operator has named is there."""
+    if not folder.name.endswith(settings.INSTALLATION):
+        return
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.lstat().st_uid != os.getuid():  # it lies where everybody may write
+        raise PermissionError
 
 
 def _file_of(program: str) -> Path:

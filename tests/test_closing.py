@@ -119,7 +119,7 @@ def test_a_poll_is_final_when_its_time_has_passed_and_not_a_microsecond_before(m
 
 
 def test_figures_count_only_when_they_must_be_younger_than_the_last_vote(make_poll, management, broker):
-    poll = make_poll(closes_in=-5)
+    poll = make_poll(closes_in=-65)
     due = poll.closes_at + timedelta(seconds=project.FINAL_AFTER_SECONDS) + finality.FIGURES_AGE
     closing.close_expired_polls(due)
 
@@ -416,10 +416,112 @@ def test_what_was_seen_counts_while_the_management_is_away_but_for_the_dead_lett
 
 
 def test_a_stamp_moves_on_and_never_back():
-    at = now()
+    at = now() - timedelta(seconds=1)
     for moment in (at, at - MICROSECOND, at + MICROSECOND, at):
         stamps.stamp("tea", moment)
     assert stamps.read(["tea", "coffee"]) == {"tea": at + MICROSECOND}
+
+
+# --- Clocks that are wrong --------------------------------------------------------------------------------------------
+
+
+def set_ahead(names, ahead=timedelta(hours=2), **also):
+    """Have these stamps as a clock that is ahead leaves them; with `noted_at`, PostgreSQL's clock was ahead, too."""
+    assert Moment.objects.filter(name__in=names).update(at=now() + ahead, **also) == len(names)
+
+
+EMPTIED = [f"{queue} was empty" for queue in project.VOTES_QUEUES]
+
+
+@pytest.mark.parametrize("is_database_ahead", [False, True])
+def test_a_queue_that_was_seen_empty_in_the_future_was_not_seen_empty(make_poll, management, broker, is_database_ahead):
+    for name in EMPTIED:
+        stamps.stamp(name, now() - timedelta(minutes=20))
+    set_ahead(EMPTIED, **({"noted_at": now() + timedelta(hours=2)} if is_database_ahead else {}))
+    Moment.objects.filter(noted_at__lte=now()).update(noted_at=now() - timedelta(minutes=20))
+    poll = make_poll(closes_in=-600)
+    closing.close_expired_polls(now())
+    management.of = {EVEN: SOMETHING, ODD: SOMETHING}
+
+    periodic.finalise_polls()
+
+    assert (is_final(poll), why_not(poll)) == (False, BUSY)
+    management.of = {}
+    periodic.finalise_polls()
+    assert is_final(poll)  # the wrong moments are in nobody's way
+
+
+def test_what_a_clock_that_was_ahead_has_seen_does_not_count_when_that_moment_comes(make_poll, management, broker, monkeypatch):
+    """The worker was 20 minutes ahead when it saw the queues empty; now is then."""
+    earlier = now() - timedelta(minutes=20)
+    for name in EMPTIED:
+        stamps.stamp(name, now())
+    Moment.objects.filter(name__in=EMPTIED).update(noted_at=earlier)
+    poll = make_poll(closes_in=-600)
+    closing.close_expired_polls(now())
+    management.of = {EVEN: SOMETHING, ODD: SOMETHING}
+
+    periodic.finalise_polls()
+
+    assert (is_final(poll), why_not(poll)) == (False, BUSY)
+
+
+def test_a_stamp_counts_at_most_for_when_postgresql_noted_it():
+    stamps.stamp("tea", now() + timedelta(hours=2))
+    assert timedelta() <= now() - stamps.read(["tea"])["tea"] < timedelta(seconds=5)
+
+    set_ahead(["tea"], noted_at=now() + timedelta(hours=1))
+    assert stamps.read(["tea"]) == {}
+    stamps.stamp("tea", at := now() - timedelta(seconds=3))
+    assert stamps.read(["tea"]) == {"tea": at}  # what lay in the future holds nothing up
+
+
+def test_stamps_that_lie_in_the_future_are_forgotten_before_it_comes(management, broker):
+    management.of = {EVEN: SOMETHING, ODD: SOMETHING}
+    for name in (*EMPTIED, "tea"):
+        stamps.stamp(name, now())
+    set_ahead([*EMPTIED, "tea"], noted_at=now() + timedelta(hours=2))
+
+    periodic.finalise_polls()
+
+    assert {moment.name for moment in Moment.objects.filter(at__gt=now())} == {"tea"}  # no other's business
+    assert all(moment < now() - timedelta(days=365) for moment in stamps.read(EMPTIED).values())
+
+
+def test_a_worker_whose_clock_is_ahead_ends_no_poll_and_sees_nothing(make_poll, management, broker, monkeypatch):
+    poll = make_poll(closes_in=60)
+    monkeypatch.setattr(periodic, "now", lambda: now() + timedelta(hours=2))
+
+    periodic.open_and_close_polls()
+    periodic.finalise_polls()
+    finality.finalise_polls(now() + timedelta(hours=2))
+
+    poll.refresh_from_db()
+    assert (poll.status, poll.closed_at, poll.finalised_at) == (PollStatus.OPEN, None, None)
+    assert all(moment <= now() - finality.FIGURES_AGE for moment in stamps.read(EMPTIED).values())
+
+
+def test_a_replay_by_a_clock_that_was_ahead_holds_polls_up_for_a_minute_and_no_longer(closed_poll, management, broker):
+    stamps.stamp_ahead(deadletters.REPLAYED, timedelta(hours=2))
+    for name in EMPTIED:
+        stamps.stamp(name, now())
+
+    assert why_not(closed_poll).endswith("has not been seen empty since dead letters were replayed.")
+    until = Moment.objects.get(name=deadletters.REPLAYED).at
+    assert timedelta(seconds=50) < until - now() <= deadletters.REPLAY_AHEAD
+    assert why_not(closed_poll) and Moment.objects.get(name=deadletters.REPLAYED).at == until  # set once, and not at every look
+
+
+def test_a_poll_that_nobody_has_closed_waits_for_the_job(make_poll, management, broker):
+    poll = make_poll(closes_in=-600)
+    assert why_not(poll).startswith("The clock's job that closes polls has not run since its end")
+
+
+def test_a_poll_that_waits_for_nothing_but_the_job_says_so(closed_poll, management, broker):
+    jobs.note_success("polls.finalise", now() - timedelta(minutes=2))
+    assert why_not(closed_poll).startswith("Nothing: the clock's job that makes polls final has not run lately.")
+    jobs.note_success("polls.finalise", now())
+    assert why_not(closed_poll) is None
 
 
 # --- Letters on the move ----------------------------------------------------------------------------------------------
@@ -461,14 +563,13 @@ def test_what_was_seen_before_a_replay_had_ended_does_not_count(closed_poll, man
     turn.add(turns.queue_at(time.time()))
     assert {name for name in settings.VOTES_QUEUES if private_queues.basic_get(name)} <= turn
     waits = f"{settings.VOTES_QUEUES[0]} has not been seen empty since dead letters were replayed."
-    assert (why_not(closed_poll), stamps.read([deadletters.REPLAYED])[deadletters.REPLAYED] > now() + timedelta(seconds=50)) == (
-        waits,
-        True,
-    )
+    assert why_not(closed_poll) == waits
+    assert Moment.objects.get(name=deadletters.REPLAYED).at > now() + timedelta(seconds=50)
     periodic.finalise_polls()
     assert not is_final(closed_poll)
+    Moment.objects.filter(name=deadletters.REPLAYED).update(at=now() - MICROSECOND)  # a minute later
     for queue in settings.VOTES_QUEUES:
-        stamps.stamp(f"{queue} was empty", now() + timedelta(minutes=2))
+        stamps.stamp(f"{queue} was empty", now())
     assert why_not(closed_poll) is None
 
 
@@ -477,7 +578,7 @@ def test_a_replay_is_on_record_before_it_takes_a_letter_and_while_it_goes_on(pol
         bury(*bundle_of(vote_of(poll, voter)))
     monkeypatch.setattr(deadletters, "_SAID_AGAIN_SECONDS", 0)
     stamped = []
-    monkeypatch.setattr(stamps, "stamp", lambda name, at: stamped.append((name, deadletters.count())))
+    monkeypatch.setattr(stamps, "stamp_ahead", lambda name, ahead: stamped.append((name, deadletters.count())))
 
     deadletters.replay()
 
@@ -485,11 +586,11 @@ def test_a_replay_is_on_record_before_it_takes_a_letter_and_while_it_goes_on(pol
 
 
 def test_a_replay_that_can_not_be_put_on_record_takes_no_letter(poll, bury, monkeypatch):
-    def fail(name, at):
+    def fail(name, ahead):
         raise OperationalError
 
     bury(*bundle_of(vote_of(poll, "alice")))
-    monkeypatch.setattr(stamps, "stamp", fail)
+    monkeypatch.setattr(stamps, "stamp_ahead", fail)
     for replay in (deadletters.replay, lambda: deadletters.replay_one("any")):
         with pytest.raises(deadletters.UnreachableError, match="The database does not answer"):
             replay()

@@ -59,8 +59,8 @@ class Processes:
 
 def pool_of(port):
     """Where the processes of this port keep their figures."""
-    own = metrics._pool()
-    return own.with_name(own.name.rpartition("_")[0] + f"_{port}")
+    [pool] = metrics._pool().parent.glob(f"{metrics.PREFIX}metrics_*_{port}")
+    return pool
 
 
 @pytest.fixture(scope="module")

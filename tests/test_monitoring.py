@@ -42,6 +42,7 @@ WORDS = {
     "rate",
     "increase",
     "histogram_quantile",
+    "abs",
 }
 
 

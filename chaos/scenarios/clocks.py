@@ -52,8 +52,8 @@ _SHORT = {"env": {"FINAL_AFTER_SECONDS": "4"}}
 LONGEST_CLOSING = timedelta(minutes=3)
 
 
-def _add_short_poll(stage: Stage) -> None:
-    stage.closes_at = datetime.now(UTC) + timedelta(seconds=10)
+def _add_short_poll(stage: Stage, seconds: int = 10) -> None:
+    stage.closes_at = datetime.now(UTC) + timedelta(seconds=seconds)
     stage.polls.append(stage.make_poll(closes_at=stage.closes_at.isoformat(), allow_change=True))
 
 
@@ -90,6 +90,10 @@ def _is_final(stage: Stage) -> bool:
 @scenario("a poll ends while its votes are on their way and the worker is away", before=_add_short_poll, after=_is_final_once, stage=_SHORT)
 def closes_meanwhile(stage: Stage) -> None:
     stage.pause(3, 4)
+    _end_with_votes_in_the_queue(stage)
+
+
+def _end_with_votes_in_the_queue(stage: Stage) -> None:
     stage.stack.stop("worker")
     stage.did()
     _wait_until_closed(stage)
@@ -128,3 +132,63 @@ def closes_under_load(stage: Stage) -> None:
 
 def _votes_of_the_poll(stage: Stage) -> int:
     return int(stage.query(f"SELECT count(*) FROM votes WHERE poll_id = '{stage.polls[-1]['id']}'")[0][0])
+
+
+# --- The end of a poll, by clocks that are wrong --------------------------------------------------------------------------
+
+
+def _add_polls_that_end_in_turn(stage: Stage) -> None:
+    """At the end of the first, the clock's jobs look at the queues; the second ends while what they saw then could count."""
+    _add_short_poll(stage, 8)
+    _add_short_poll(stage, 35)
+
+
+def _is_final_once_and_was_not_before(stage: Stage) -> None:
+    _is_final_once(stage)
+    if late := stage.query("SELECT coalesce(sum((changes->'late_votes'->>1)::int), 0) FROM journal WHERE action = 'late'")[0][0]:
+        stage.complaints.append(f"{late} votes came after their poll was final")
+    if early := stage.query("SELECT count(*) FROM polls WHERE finalised_at < closes_at OR closed_at < closes_at")[0][0]:
+        stage.complaints.append(f"{early} polls were closed or final before their end")
+
+
+_AFTER = {"after": _is_final_once_and_was_not_before}
+
+
+@scenario(
+    "the clocks of beat and of the jobs are a minute ahead, then right; a poll ends with its votes in the queue",
+    before=_add_polls_that_end_in_turn,
+    stage={**_SHORT, "clocks": {"beat": 60, "periodic": 60}},
+    **_AFTER,
+)
+def clock_ahead_then_right(stage: Stage) -> None:
+    # Until the job has seen the queues empty after the first poll's end.
+    stage.pause(26, 27)
+    stage.set_clocks(beat=0, periodic=0)
+    _end_with_votes_in_the_queue(stage)
+
+
+@scenario(
+    "the clocks of beat and of both workers are put back by two hours; a poll ends with its votes in the queue",
+    before=_add_short_poll,
+    stage={**_SHORT, "clocks": {"beat": 7200, "periodic": 7200, "worker": 7200}},
+    **_AFTER,
+)
+def clock_put_back(stage: Stage) -> None:
+    stage.pause(3, 4)
+    stage.set_clocks(beat=0, periodic=0, worker=0)
+    _end_with_votes_in_the_queue(stage)
+
+
+@scenario(
+    "beat's clock is 15 s behind and the workers' 15 s ahead; a poll ends with its votes in the queue",
+    before=_add_short_poll,
+    stage={**_SHORT, "clocks": {"beat": -15, "periodic": 15, "worker": 15}},
+    **_AFTER,
+)
+def clocks_apart(stage: Stage) -> None:
+    stage.pause(3, 4)
+    _end_with_votes_in_the_queue(stage)
+    told = {program: round(ahead) for program, ahead in stage.query("SELECT program, ahead_seconds FROM clocks")}
+    wanted = {"web": 0, "beat": -15, "periodic": 15, "worker": 15}
+    if told != wanted:
+        stage.complaints.append(f"the clocks are told as {told}")

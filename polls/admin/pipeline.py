@@ -15,7 +15,7 @@ from django.shortcuts import render
 from django.urls import URLPattern, path
 from django.utils.timezone import now
 
-from polls import deadletters, finality, jobs
+from polls import clocks, deadletters, finality, jobs
 from polls.admin.read_only import ReadOnly
 from polls.models import PipelineDesk, Poll
 
@@ -86,6 +86,7 @@ def look(at: datetime) -> dict[str, Any]:
         "outbox_age": at - oldest if oldest else None,
         "closing": closing,
         "jobs": _jobs(at),
+        "clocks": clocks.known(),
     }
 
 

@@ -2,7 +2,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("polls", "0014_voter_secrets")]
+    dependencies = [("polls", "0017_moments_by_one_clock")]
 
     operations = [
         migrations.AlterField(
