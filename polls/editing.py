@@ -10,7 +10,7 @@ from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import connection, transaction
 
-from polls import journal, networks, problems
+from polls import journal, networks, problems, results
 from polls.journal import Act
 from polls.models import Option, Poll, PollStatus, Vote, VoterPolicy, VotingMethod
 from polls.moments import iso
@@ -28,8 +28,10 @@ LIMITS = {"address_limit", "subnet_limit", "allowed_networks"}
 VIGILANCE = {"auto_quarantine", "rule_parameters"}
 # What may change until the first vote: votes say what they mean by the options, and whoever voted was told who will see the results.
 UNTIL_THE_FIRST_VOTE = {"options", "results_visibility"}
+# What may only grow then: who votes was told how many others they are shown with.
+STEP = "results_step"
 # Nothing else once the poll is open: it would say anew who is one voter, which vote of theirs stands, or what a ballot holds.
-CHANGEABLE_WHILE_OPEN = WORDS | LIMITS | VIGILANCE | UNTIL_THE_FIRST_VOTE | {"closes_at"}
+CHANGEABLE_WHILE_OPEN = WORDS | LIMITS | VIGILANCE | UNTIL_THE_FIRST_VOTE | {"closes_at", STEP}
 
 
 def create_poll(
@@ -74,6 +76,8 @@ def change_poll(poll_id: UUID, changes: Mapping[str, Any], act: Act) -> Poll:
         if fields.keys() & {"opens_at", "closes_at"}:
             notice = timedelta() if poll.published_at is None else SHORTEST_NOTICE
             _check_end(fields.get("opens_at", poll.opens_at), fields.get("closes_at", poll.closes_at), act.at + notice)
+        if STEP in fields and poll.status_at(act.at) == PollStatus.OPEN:  # what is shown now stays until so many more are in
+            results.hold_back(poll.pk, results.tallies_now(poll.pk), fields[STEP], act.at)
         changed = _set(poll, fields)
         _check_settings(poll, len(before if options is None else options))
         if options is not None:
@@ -149,6 +153,8 @@ def _check_stage(poll: Poll, changes: Mapping[str, Any], at: datetime) -> None:
     for name in sorted(changes.keys() & LIMITS):
         if not _is_looser(getattr(poll, name), changes[name]):
             raise problems.POLL_IN_USE.says(f"`{name}` can only be loosened any more: the poll is {stage}.", pointer=f"/{name}")
+    if changes.get(STEP, poll.results_step) < poll.results_step:
+        raise problems.POLL_IN_USE.says(f"`{STEP}` can only grow any more: the poll is {stage}.", pointer=f"/{STEP}")
     if (refused := sorted(changes.keys() & UNTIL_THE_FIRST_VOTE)) and Vote.objects.filter(poll_id=poll.pk).exists():
         raise problems.POLL_IN_USE.says(f"`{refused[0]}` can't change any more: the poll has votes.", pointer=f"/{refused[0]}")
 

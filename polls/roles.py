@@ -71,7 +71,7 @@ class Actor:
         return poll.status_at(at) != PollStatus.DRAFT or self.reads_journal(poll)
 
     def reads_results(self, poll: Poll, at: datetime, *, has_voted: bool = False) -> bool:
-        """Whether the results are shown; `has_voted` says that a receipt of the poll was."""
+        """Whether the results are shown; `has_voted` says that a vote of theirs counted."""
         if self.audits or (self._looks_after(poll) and self._has_scope(Scope.RESULTS_READ)):
             return True
         if poll.status_at(at) == PollStatus.DRAFT:

@@ -66,7 +66,8 @@ LIST = """
 """
 EVERYTHING = """
     id title description status options { id text description position } method minChoices maxChoices voterPolicy allowChange
-    allowWithdrawal resultsVisibility opensAt closesAt createdAt etag addressLimit subnetLimit limitMode allowedNetworks autoQuarantine
+    allowWithdrawal resultsVisibility resultsStep opensAt closesAt
+    createdAt etag addressLimit subnetLimit limitMode allowedNetworks autoQuarantine
     ruleParameters version
     results {
         status method totalVotes options { id text position votes share } revision asOf isFinal

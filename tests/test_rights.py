@@ -256,7 +256,7 @@ REQUESTS = {
     "blocks_create": lambda scene: ("POST", "/blocks", {"network": "198.18.113.7", "hours": 1, **WHY}),
     "blocks_lift": lambda scene: ("DELETE", f"/blocks/{scene.block.pk}?reason=Over"),
     "rules_list": lambda scene: ("GET", "/rules"),
-    "rules_try": lambda scene: ("POST", "/rules/burst/try", {"poll": str(scene.poll.pk)}),
+    "rules_try": lambda scene: ("POST", "/rules/burst/try", {"poll": str(scene.poll.pk), "reason": "to see"}),
 }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from polls import fraud
+from polls import disclosure, fraud
 from polls.models import MAX_OPTIONS, JournalEntry, Option, Poll, PollStatus
 
 
@@ -129,6 +129,7 @@ class PollSerializer(StrictSerializer, serializers.ModelSerializer[Poll]):
             "auto_quarantine",
             "rule_parameters",
             "results_visibility",
+            "results_step",
             "opens_at",
             "closes_at",
             "created_at",
@@ -156,6 +157,12 @@ class PollSerializer(StrictSerializer, serializers.ModelSerializer[Poll]):
             "limit_mode": {"help_text": "What happens to votes beyond a limit."},
             "auto_quarantine": {"help_text": "Whether votes that a rule finds suspicious are held before anybody has looked."},
             "results_visibility": {"help_text": "Who reads the results, and when. The people behind the poll always do."},
+            "results_step": {
+                "min_value": 1,
+                "max_value": 10_000,
+                "help_text": "Until the poll is final its results change only once so many ballots more are in: with 10, nobody who stands "
+                "beside a voter sees the choice in them. 1 by default; it only grows once the poll is open.",
+            },
             "opens_at": {"help_text": "Default: now."},
         }
 
@@ -262,9 +269,9 @@ class JournalEntrySerializer(serializers.ModelSerializer[JournalEntry]):
         {
             "type": "object",
             "additionalProperties": {"type": "array", "items": {}, "minItems": 2, "maxItems": 2},
-            "description": "{field: [before, after]}",
+            "description": "{field: [before, after]}; tallies for who may read the results, and where they tell of enough voters.",
         }
     )
     def get_changes(self, entry: JournalEntry) -> dict[str, Any]:
-        changes: dict[str, Any] = entry.changes
-        return changes
+        # Wants `reads_tallies` in its context.
+        return disclosure.journal_of(entry, reads_tallies=self.context["reads_tallies"])

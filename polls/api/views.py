@@ -293,6 +293,11 @@ class JournalView(generics.ListAPIView[JournalEntry]):
         answer["Cache-Control"] = "no-store"
         return answer
 
+    def get_serializer_context(self) -> dict[str, Any]:
+        at = now()
+        poll = seen(self.request, self.kwargs["poll_id"], at)
+        return {"reads_tallies": actor(self.request).reads_results(poll, at) and not results.are_held_back(poll.pk)}
+
     def get_queryset(self) -> QuerySet[JournalEntry]:
         if getattr(self, "swagger_fake_view", False):
             return JournalEntry.objects.none()
