@@ -476,6 +476,8 @@ SECURE_SSL_REDIRECT = switch("SECURE_SSL_REDIRECT", default=not DEBUG)
 SECURE_HSTS_SECONDS = whole("SECURE_HSTS_SECONDS", default=0 if DEBUG else 31_536_000, minimum=0, maximum=315_360_000)
 SECURE_HSTS_INCLUDE_SUBDOMAINS = not DEBUG
 SECURE_HSTS_PRELOAD = not DEBUG
+# What a page tells on the next one, such as a new API key, goes by the session, never by a cookie.
+MESSAGE_STORAGE = "django.contrib.messages.storage.session.SessionStorage"
 SESSION_COOKIE_SECURE = not DEBUG
 CSRF_COOKIE_SECURE = not DEBUG
 

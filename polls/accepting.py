@@ -46,6 +46,9 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.25
 _ATTEMPTS_SECONDS, _LAST_ATTEMPTS_SECONDS = 2, 3
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+# What looks random: 22 characters are 128 bits in base64, a UUID has 36; of both ten characters at least are different.
+_RANDOM = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[\x21-\x7e]{22,255}")
+_DIFFERENT = 10
 
 
 class Cast(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -211,7 +214,7 @@ class Desk:
             arrival = (poll.id, voter.key, voter.address_key, voter.subnet_key)
             if reason := await or_unavailable(self._limits.get(arrival)):
                 raise problems.LIMIT_REACHED.says(f"No more voters are let in from this network: {Reason(reason).label}.")
-        vote_id = poll.vote_ids.of(voter.key, check_key(caller.idempotency_key), selection)
+        vote_id = poll.vote_ids.of(voter.key, _name_of_request(poll, check_key(caller.idempotency_key)), selection)
         vote = AcceptedVote(
             vote_id,
             poll.id,
@@ -457,6 +460,18 @@ def check_key(idempotency_key: str | None) -> str | None:
     if idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
         raise problems.INVALID.says("Idempotency-Key takes 1 to 255 visible ASCII characters, such as a UUID.")
     return idempotency_key
+
+
+def _name_of_request(poll: PollSnapshot, idempotency_key: str | None) -> str | None:
+    """Return the key where it names this request and no other; None where others who are the same voter could know it.
+
+    Behind one address strangers are one voter. With the key of another's request, "counted" or "the key belongs to another choice" would
+    tell whether both chose alike. A key that can be guessed is therefore none there: whoever votes second has a duplicate anyway.
+    """
+    if poll.voter_policy != VoterPolicy.IP or idempotency_key is None or not poll.has_keyed_vote_ids:  # those keep their ids
+        return idempotency_key
+    is_random = _RANDOM.fullmatch(idempotency_key) and len(set(idempotency_key)) >= _DIFFERENT
+    return idempotency_key if is_random and str(poll.id) not in idempotency_key.lower() else None
 
 
 async def or_unavailable(reading: Awaitable[V]) -> V:

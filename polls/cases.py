@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -9,9 +11,10 @@ from uuid import UUID
 from django.db import connection
 from django.db.models import Q, QuerySet
 
-from polls import networks, problems, results
+from polls import networks, problems
 from polls.holds import Selector
 from polls.models import CaseState, Decision, Hold, Poll, SuspiciousIP
+from polls.moments import iso
 
 # The rule whose cases are about the votes alone that a soft limit holds up, not about all of the network's.
 SOFT_LIMIT = "soft_limit"
@@ -22,10 +25,10 @@ MAX_ADDRESSES = 10
 # The votes that fit a case, whatever became of them. Cost: those of its subnet are read (the index votes_of_a_network).
 _THEIRS = """
     WITH theirs AS (
-        SELECT poll_id, voter_key, selection, accepted_at, address_key, signature_key, 'counted' AS outcome
+        SELECT poll_id, voter_key, vote_id, selection, accepted_at, address_key, signature_key, 'counted' AS outcome
         FROM votes WHERE subnet_key = %(subnet)s
         UNION ALL
-        SELECT poll_id, voter_key, selection, accepted_at, address_key, signature_key, outcome
+        SELECT poll_id, voter_key, vote_id, selection, accepted_at, address_key, signature_key, outcome
         FROM outcomes WHERE subnet_key = %(subnet)s
     ), fitting AS (
         SELECT * FROM theirs
@@ -42,16 +45,10 @@ _OVER_TIME = """
     SELECT date_bin(%(step)s, accepted_at, '2000-01-03Z'), count(*) FILTER (WHERE outcome = 'counted'), count(*)
     FROM fitting GROUP BY 1 ORDER BY 1
 """
-# Of each voter the ballot that stands, or else the last one. The row without an option counts them.
-_CHOICES = """
-    , ballots AS (
-        SELECT DISTINCT ON (poll_id, voter_key) poll_id, selection, outcome FROM fitting WHERE selection <> '{}'
-        ORDER BY poll_id, voter_key, outcome = 'counted' DESC, accepted_at DESC
-    )
-    SELECT poll_id, NULL::bigint, count(*), count(*) FILTER (WHERE outcome = 'counted') FROM ballots GROUP BY poll_id
-    UNION ALL
-    SELECT poll_id, option, count(*), count(*) FILTER (WHERE outcome = 'counted')
-    FROM ballots, unnest(selection) AS option GROUP BY poll_id, option
+# Of each voter the ballot that stands, or else the last one.
+_BALLOTS = """
+    SELECT DISTINCT ON (poll_id, voter_key) poll_id, voter_key, vote_id, selection, outcome = 'counted'
+    FROM fitting WHERE selection <> '{}' ORDER BY poll_id, voter_key, outcome = 'counted' DESC, accepted_at DESC
 """
 _ADDRESSES = """
     SELECT address_key = %(subject)s, count(*), count(DISTINCT voter_key), count(*) OVER ()
@@ -72,6 +69,15 @@ class Bar(NamedTuple):
     votes: int  # with those that do not count
 
 
+class Ballot(NamedTuple):
+    """What one of a case's voters chose."""
+
+    voter: UUID
+    vote_id: UUID
+    selection: list[int]
+    stands: bool
+
+
 class Choice(NamedTuple):
     """How many of a case's voters chose an option, beside everybody else of the poll. The shares are of ballots, from 0 to 1."""
 
@@ -82,7 +88,10 @@ class Choice(NamedTuple):
     share: float
     others: int
     others_share: float
-    votes: int  # that count for it now, of all
+    votes: int  # that count for it, of all
+    without: int  # if the case's were voided
+    released: int  # if they were released
+    as_of: datetime
 
 
 class AddressVotes(NamedTuple):
@@ -118,28 +127,57 @@ def over_time(case: SuspiciousIP) -> tuple[timedelta, list[Bar]]:
     return step, bars
 
 
-def choices(case: SuspiciousIP, at: datetime) -> list[Choice]:
-    """Return the options of the case's poll, in their order; of a case over all polls those of the polls with most of its votes."""
-    ballots: dict[UUID, dict[int | None, tuple[int, int]]] = {}
-    for poll_id, option_id, voters, standing in _rows(_CHOICES, case):
-        ballots.setdefault(poll_id, {})[option_id] = (voters, standing)
-    poll_ids = sorted(ballots, key=lambda poll_id: (-ballots[poll_id][None][0], poll_id))[:MAX_SHOWN]
-    known = results.read_all_results(poll_ids, at)
-    shown = [poll_id for poll_id in poll_ids if poll_id in known]  # one may have been deleted
-    return [choice for poll_id in shown for choice in _beside_others(poll_id, known[poll_id], ballots[poll_id])]
+def ballots_of(case: SuspiciousIP) -> dict[UUID, list[Ballot]]:
+    """Return {poll id: the ballot of each of the case's voters}."""
+    found: dict[UUID, list[Ballot]] = {}
+    for poll_id, *ballot in _rows(_BALLOTS, case):
+        found.setdefault(poll_id, []).append(Ballot._make(ballot))
+    return found
 
 
-def _beside_others(poll_id: UUID, read: dict[str, Any], ballots: dict[int | None, tuple[int, int]]) -> list[Choice]:
-    all_voters, all_standing = ballots[None]
-    all_others = read["total_votes"] - all_standing
+def beside_others(
+    read: Mapping[str, Any],
+    ballots: Sequence[Ballot],
+    without: Mapping[int, tuple[int, int]],
+    released: Mapping[int, tuple[int, int]],
+    at: datetime,
+) -> list[Choice]:
+    """Return the poll's options in their order, by its results and what voiding and releasing the case's votes would change."""
+    voters = Counter(option for ballot in ballots for option in ballot.selection)
+    standing = Counter(option for ballot in ballots if ballot.stands for option in ballot.selection)
+    all_others = read["total_votes"] - sum(ballot.stands for ballot in ballots)
     found = []
     for option in read["options"]:
-        voters, standing = ballots.get(int(option["id"]), (0, 0))
-        # Not below 0: the tallies are read a moment later than the votes.
-        others = max(option["votes"] - standing, 0)
-        share, others_share = round(voters / all_voters, 4), round(others / all_others, 4) if all_others > 0 else 0.0
-        found.append(Choice(poll_id, int(option["id"]), option["text"], voters, share, others, others_share, option["votes"]))
+        option_id, votes = int(option["id"]), option["votes"]
+        # Not below 0: the results may be held back.
+        others = max(votes - standing[option_id], 0)
+        found.append(
+            Choice(
+                UUID(read["poll"]),
+                option_id,
+                option["text"],
+                voters[option_id],
+                round(voters[option_id] / len(ballots), 4),
+                others,
+                round(others / all_others, 4) if all_others > 0 else 0.0,
+                votes,
+                without.get(option_id, (votes, votes))[1],
+                released.get(option_id, (votes, votes))[1],
+                at,
+            )
+        )
     return found
+
+
+def stored(choices: Iterable[Choice]) -> list[dict[str, Any]]:
+    """Return the choices as JSON has them."""
+    return [{**choice._asdict(), "poll_id": str(choice.poll_id), "as_of": iso(choice.as_of)} for choice in choices]
+
+
+def restored(choices: Iterable[Mapping[str, Any]]) -> list[Choice]:
+    return [
+        Choice(**{**choice, "poll_id": UUID(choice["poll_id"]), "as_of": datetime.fromisoformat(choice["as_of"])}) for choice in choices
+    ]
 
 
 def addresses(case: SuspiciousIP) -> tuple[int, list[AddressVotes]]:

@@ -13,7 +13,7 @@ from uuid import UUID
 from django.db import DataError, IntegrityError, connection, transaction
 from django.db.backends.utils import CursorWrapper
 
-from polls import ballots, bundles, metrics, voters
+from polls import ballots, bundles, metrics, results, voters
 from polls.ballots import Fate, Selection
 from polls.bundles import AcceptedVote
 from polls.holds import NO_HOLDS, VOIDED, Holds, Origin, holds_of
@@ -76,11 +76,12 @@ def count_votes(votes: Iterable[AcceptedVote]) -> Counter[str]:
     voter has more than one vote.
 
     Locks, always in this order and each sorted, so that two workers can't deadlock: the counting of each poll (shared; see
-    `keep_counting_out`), polls (shared), network counts, votes, outcomes, tallies.
+    `keep_counting_out`), polls (shared), network counts, votes, outcomes, tallies, shown results.
     """
     started = time.monotonic()
     with transaction.atomic(), connection.cursor() as cursor:
         count = _Count(cursor).run(votes)
+        count.renew_results()
         transaction.on_commit(lambda: _tell(count, started), robust=True)
     for poll_id, late in count.late.items():
         logger.error("%d votes came after poll %s was final; they are counted", late, poll_id)
@@ -117,8 +118,16 @@ def keep_counting_out(poll_id: UUID) -> None:
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", [_lock_key(poll_id)])
 
 
-def settle_voters(poll_id: UUID, voter_keys: Sequence[UUID], pardons: Pardon) -> int:
-    """Give these voters' votes the places that the poll's holds leave them; return for how many voters that made a difference.
+class Move(NamedTuple):
+    """One voter's part in a difference of tallies: which vote no longer stands, and which does. One of them may be none."""
+
+    voter: UUID
+    out: UUID | None
+    into: UUID | None
+
+
+def settle_voters(poll_id: UUID, voter_keys: Sequence[UUID], pardons: Pardon) -> tuple[list[Move], Counter[Selection]]:
+    """Give these voters' votes the places that the poll's holds leave them; return what that changed, by which voters and by how much.
 
     Part of the caller's transaction. Repeatable. `pardons` says of votes that a soft limit holds up whether they may stand all the same.
     """
@@ -132,13 +141,20 @@ def settle_voters(poll_id: UUID, voter_keys: Sequence[UUID], pardons: Pardon) ->
         count.settle({(poll_id, key): [] for key in standing}, pardons=pardons)
         count.write_outcomes()
         count.change_tallies()
-    return count.moved
+    moves = [
+        _move(decided.voter[1], decided.current, decided.winner)
+        for decided in count.settled
+        if _changes_tallies(decided.current, decided.winner)
+    ]
+    return moves, Counter({selection: votes for (_, selection), votes in count.changes.items()})
 
 
-def imagine(poll_id: UUID, voter_keys: Sequence[UUID], worlds: Sequence[tuple[Holds, Pardon]]) -> list[Counter[Selection]]:
-    """Return how the tallies would change in each world, by what is stored of these voters' votes now. Reads only, without locks.
+def imagine(
+    poll_id: UUID, voter_keys: Sequence[UUID], worlds: Sequence[tuple[Holds, Pardon]]
+) -> list[tuple[Counter[Selection], list[Move]]]:
+    """Return how the tallies would change in each world, and by which voters, by what is stored of their votes now.
 
-    A world is what is held there, and what its rulings pardon (see `settle_voters`).
+    Reads only, without locks. A world is what is held there, and what its rulings pardon (see `settle_voters`).
     """
     with connection.cursor() as cursor:
         cursor.execute("SELECT allow_change, method FROM polls WHERE id = %s", [poll_id])
@@ -158,12 +174,13 @@ def imagine(poll_id: UUID, voter_keys: Sequence[UUID], worlds: Sequence[tuple[Ho
         for voter_key, vote_id, selection, accepted_at, address, subnet, signature, outcome, reason in cursor:
             place: Fate | Literal["standing"] = (Outcome(outcome), Reason(reason)) if outcome else "standing"
             known[voter_key].append(_KnownVote(vote_id, tuple(selection), to_microseconds(accepted_at), address, subnet, signature, place))
-    changes = [Counter[Selection]() for _ in worlds]
-    for votes in known.values():
+    changes = [(Counter[Selection](), list[Move]()) for _ in worlds]
+    for voter_key, votes in known.items():
         current = next((vote for vote in votes if vote.place == "standing"), None)
-        for change, (holds, pardons) in zip(changes, worlds, strict=True):
+        for (change, moves), (holds, pardons) in zip(changes, worlds, strict=True):
             winner, _ = _decide(votes, holds, pardons, last_stands=last_stands)
-            if winner is not current:
+            if _changes_tallies(current, winner):
+                moves.append(_move(voter_key, current, winner))
                 for vote, difference in ((current, -1), (winner, 1)):
                     for tallied in ballots.tallied_as(vote.selection, method) if vote else []:
                         change[tallied] += difference
@@ -182,9 +199,25 @@ class _Rules:
     beyond_limits: Outcome
     holds: Holds
     is_final: bool
+    results_step: int
     vote_ids: VoteIds | None  # none: this process lacks the poll's VOTER_SECRET
     # {selection: whether it can be counted}; a poll has few, and a bundle many votes.
     seen: dict[Selection, bool] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, poll_id: UUID, last_stands: bool, method: str, options: list[int], address_limit: int | None, subnet_limit: int | None, mode: str,
+        holds_version: int, is_final: bool, results_step: int, voter_secret: memoryview | None, has_keyed_vote_ids: bool,
+    ) -> Self:  # fmt: skip
+        """Return them from a row of _LOCK_POLLS."""
+        return cls(
+            last_stands, method, frozenset(options), address_limit, subnet_limit,
+            Outcome.QUARANTINED if mode == LimitMode.SOFT else Outcome.REJECTED,
+            holds_of(poll_id, holds_version),
+            is_final,
+            results_step,
+            voters.vote_ids_known(voter_secret and bytes(voter_secret), are_keyed=has_keyed_vote_ids),
+        )  # fmt: skip
 
     @property
     def has_limits(self) -> bool:
@@ -195,6 +228,15 @@ class _Rules:
         if known is None:
             known = self.seen[selection] = ballots.is_countable(selection, self.options)
         return known
+
+
+def _changes_tallies(current: _KnownVote | None, winner: _KnownVote | None) -> bool:
+    """Return whether what the voter adds to the tallies may be something else than before."""
+    return winner is not current or (winner is not None and winner.is_changed)
+
+
+def _move(voter_key: UUID, current: _KnownVote | None, winner: _KnownVote | None) -> Move:
+    return Move(voter_key, current.vote_id if current else None, winner.vote_id if winner else None)
 
 
 @dataclass
@@ -286,8 +328,6 @@ class _Count:
     counted: list[AcceptedVote] = field(default_factory=list)
     set_aside: list[tuple[AcceptedVote, Fate]] = field(default_factory=list)
     repeats: int = 0
-    # How many voters have another vote standing than before, or none any more, or one again.
-    moved: int = 0
     refused: list[tuple[AcceptedVote, Fate]] = field(default_factory=list)
     settled: list[_Decided] = field(default_factory=list)
     # How many votes more (or fewer) a tally has.
@@ -320,17 +360,7 @@ class _Count:
         """Keep the polls from being deleted, and their options and holds from being changed, until this transaction ends."""
         # Two statements: the second must not look at the tables before the first has its locks.
         execute(self.cursor, (_LOCK_COUNTING, [array(sorted(map(_lock_key, poll_ids)))]), (_LOCK_POLLS, [array(poll_ids)]))
-        return {
-            poll_id: _Rules(
-                last_stands, method, frozenset(options), address_limit, subnet_limit,
-                Outcome.QUARANTINED if mode == LimitMode.SOFT else Outcome.REJECTED,
-                holds_of(poll_id, holds_version),
-                is_final,
-                voters.vote_ids_known(voter_secret and bytes(voter_secret), are_keyed=are_keyed),
-            )
-            for poll_id, last_stands, method, options, address_limit, subnet_limit, mode, holds_version, is_final, voter_secret, are_keyed
-            in self.cursor.fetchall()
-        }  # fmt: skip
+        return {poll_id: _Rules.of(poll_id, *rest) for poll_id, *rest in self.cursor.fetchall()}
 
     def names_of(self, vote: AcceptedVote) -> dict[str, object]:
         """Return by what its line in the log can be found: its id as it is shown, and what the client called its request."""
@@ -487,10 +517,9 @@ class _Count:
     def _note(self, decided: _Decided) -> None:
         """Remember what was decided, for the tallies and whoever asks."""
         winner, current = decided.winner, decided.current
-        if winner is not current or (winner and winner.is_changed):
+        if _changes_tallies(current, winner):
             self._tally(decided.voter[0], decided.stood, -1)
             self._tally(decided.voter[0], winner.selection if winner else ballots.WITHDRAWAL, 1)
-            self.moved += 1
         self.repeats += decided.repeats
         if winner and winner.cast:
             self.counted.append(winner.cast)
@@ -669,6 +698,11 @@ class _Count:
         ]
         execute(self.cursor, (CHANGE_TALLIES, arrays))
 
+    def renew_results(self) -> None:
+        """Show the tallies anew where a poll shows them only every so many ballots."""
+        for poll_id in sorted(poll_id for poll_id, rules in self.polls.items() if rules.results_step > 1):
+            results.renew(self.cursor, poll_id, self.polls[poll_id].results_step)
+
 
 def _lock_key(poll_id: UUID) -> int:
     return int.from_bytes(poll_id.bytes[:8], signed=True)
@@ -693,7 +727,8 @@ _LOCK_POLLS = Prepared(
     "lock_polls",
     """
     SELECT id, allow_change, method, ARRAY(SELECT o.id FROM options o WHERE o.poll_id = p.id),
-           address_limit, subnet_limit, limit_mode, holds_version, finalised_at IS NOT NULL, voter_secret, has_keyed_vote_ids
+           address_limit, subnet_limit, limit_mode, holds_version, finalised_at IS NOT NULL, results_step,
+           voter_secret, has_keyed_vote_ids
     FROM polls p WHERE id = ANY(%s::uuid[]) ORDER BY id FOR KEY SHARE
     """,
 )

@@ -11,7 +11,7 @@ from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import IntegrityError, OperationalError, connection, transaction
 
-from polls import journal, networks, problems, voter_secrets
+from polls import journal, networks, problems, results, voter_secrets
 from polls.journal import Act, require_reason
 from polls.models import Option, Poll, PollStatus, ResultsVisibility, VoterPolicy, VotingMethod
 from polls.moments import iso
@@ -27,9 +27,11 @@ LIMITS = {"address_limit", "subnet_limit", "allowed_networks"}
 # How suspicious votes are looked for. Once the poll is open, only towards the installation's way: else an owner who sees the tallies
 # could have a rival's networks held.
 VIGILANCE = {"auto_quarantine", "rule_parameters"}
+# What may only grow then: who votes was told how many others they are shown with.
+STEP = "results_step"
 # Nothing else once the poll is open: votes say what they mean by its texts, whoever voted was told who will see the results, and the
 # rest says who is one voter, which vote of theirs stands, and what a ballot holds.
-CHANGEABLE_WHILE_OPEN = LIMITS | VIGILANCE | {"closes_at"}
+CHANGEABLE_WHILE_OPEN = LIMITS | VIGILANCE | {"closes_at", STEP}
 # How long an edit waits for another one of the same poll. It was judged by the moment it came in, and the shortest notice has a second
 # for it to take effect in.
 LOCK_MILLISECONDS = 500
@@ -93,6 +95,8 @@ def change_poll(poll_id: UUID, changes: Mapping[str, Any], act: Act) -> Poll:
             _check_end(fields.get("opens_at", poll.opens_at), fields.get("closes_at", poll.closes_at), act.at + notice)
         if poll.published_at is not None and fields.get("closes_at", poll.closes_at) > poll.closes_at:
             check_still_sealed(poll, act.at)
+        if STEP in fields and poll.status_at(act.at) == PollStatus.OPEN:  # what is shown now stays until so many more are in
+            results.hold_back(poll.pk, results.tallies_now(poll.pk), fields[STEP], act.at)
         changed = _set(poll, fields)
         _check_settings(poll, len(before if options is None else options))
         if options is not None:
@@ -228,6 +232,8 @@ def _check_stage(poll: Poll, changes: Mapping[str, Any], at: datetime) -> None:
     for name in sorted(changes.keys() & LIMITS):
         if not _is_looser(getattr(poll, name), changes[name]):
             raise problems.POLL_IN_USE.says(f"`{name}` can only be loosened any more: the poll is {stage}.", pointer=f"/{name}")
+    if changes.get(STEP, poll.results_step) < poll.results_step:
+        raise problems.POLL_IN_USE.says(f"`{STEP}` can only grow any more: the poll is {stage}.", pointer=f"/{STEP}")
     for name in sorted(changes.keys() & VIGILANCE):
         if not _is_towards_installation(getattr(poll, name), changes[name]):
             raise problems.POLL_IN_USE.says(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,7 +22,7 @@ from django.db import OperationalError, connection
 from django.db.backends.utils import CursorWrapper
 from django.db.models import Exists, OuterRef, Q
 
-from polls import networks, problems, results, review
+from polls import journal, networks, problems, review
 from polls.cases import SOFT_LIMIT
 from polls.holds import Selector
 from polls.journal import CLOCK, Act
@@ -89,6 +89,8 @@ class Rule:
     only_informs: bool = False
     # Whether it looks at many polls together.
     over_polls: bool = False
+    # Whether it looks at what was chosen. How far it is beyond its thresholds then tells each further vote: only that it is, is kept.
+    is_about_choices: bool = False
 
 
 _FOLDER = Path(__file__).parent / "rules"
@@ -149,6 +151,7 @@ RULES: dict[str, Rule] = {
             "A network votes almost only for one option, unlike everybody else.",
             _sql("one_sided"),
             {"votes": 100, "share": 0.95, "odds": 20},
+            is_about_choices=True,
         ),
         Rule(
             "one_signature",
@@ -161,6 +164,7 @@ RULES: dict[str, Rule] = {
             "One browser signature, spread over many subnets, votes almost only for one option.",
             _sql("shared_signature"),
             {"signature_votes": 100, "subnets": 30, "share": 0.95, "odds": 20},
+            is_about_choices=True,
         ),
         Rule(
             "regular",
@@ -411,9 +415,17 @@ def _cases(rule: Rule, answer: Iterable[_Found], polls: Sequence[Poll], at: date
         network = context.reveal(found)
         if context.allows(network) or (rule.ip_version and rule.ip_version != (network.version if network else 4)):
             continue
+        if rule.is_about_choices:
+            found = found._replace(score=float(int(found.score)), evidence=without_choices(rule.name, found.evidence))
         secret = context.poll.network_secret if network else None
         cases.append(SuspiciousIP(rule=rule.name, network_secret=secret, found_at=at, **found._asdict()))
     return cases
+
+
+def without_choices(rule: str, evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the evidence without what it tells of choices, where the rule is about these; versions before this one stored it."""
+    is_about_choices = rule in RULES and RULES[rule].is_about_choices
+    return {name: value for name, value in evidence.items() if not (is_about_choices and name.startswith("share"))}
 
 
 class _Context:
@@ -539,16 +551,25 @@ class Trial:
     # That fit one of them, and of how many voters.
     votes: int
     voters: int
-    # {option id: (votes now, votes if all were quarantined)}, where they differ; without those of polls whose results are sealed
-    changes: dict[int, tuple[int, int]]
+    # {option id: (votes now, votes if all were quarantined)}, where they differ; of the polls where that may be shown, None if of none
+    changes: dict[int, tuple[int, int]] | None
     reviewed: Reviewed
 
 
-def try_rule(name: str, at: datetime, *, poll_id: UUID | None = None, parameters: Mapping[str, float] | None = None) -> Trial:
+def try_rule(
+    name: str,
+    act: Act,
+    reads_results: Callable[[Poll], bool],
+    *,
+    poll_id: UUID | None = None,
+    parameters: Mapping[str, float] | None = None,
+) -> Trial:
     """Return what the rule finds in all votes of the poll, or of the polls that took votes lately. Changes nothing.
 
-    `parameters` in place of some of the installation's, and of the poll's. Raises Refusal (NOT_FOUND, UNKNOWN_POLL, INVALID).
+    It is on record in each poll that somebody looked (see `review.look`). `parameters` in place of some of the installation's, and of
+    the poll's. Raises Refusal (NOT_FOUND, UNKNOWN_POLL, INVALID).
     """
+    at = act.at
     rule = RULES.get(name)
     if rule is None:
         raise problems.NOT_FOUND.says(f"There is no such rule; the rules are {', '.join(RULES)}.")
@@ -557,6 +578,7 @@ def try_rule(name: str, at: datetime, *, poll_id: UUID | None = None, parameters
     polls = _polls_with_news(at, at - _LATELY) if poll_id is None else _read_polls(Q(pk=poll_id))
     if poll_id is not None and not polls:
         raise problems.UNKNOWN_POLL.says("No poll has this id.")
+    journal.require_reason(act)
     poll = polls[0] if poll_id is not None else None
     given = {**rule.parameters, **(parameters_of(rule, poll) or {}), **(parameters or {})}
     given.pop(_OFF, None)
@@ -566,15 +588,19 @@ def try_rule(name: str, at: datetime, *, poll_id: UUID | None = None, parameters
     for case in cases:
         if case.poll_id:
             selectors[case.poll_id].append(Selector.of_case(case))
-    imagined = {poll_id: review.imagine(poll_id, of_poll, Ruling.QUARANTINE) for poll_id, of_poll in selectors.items()}
-    sealed = {poll.pk for poll in polls if results.are_sealed(poll.results_visibility, poll.closes_at, at)}
+    by_id = {poll.pk: poll for poll in polls}
+    imagined = [
+        review.look(poll_id, of_poll, Ruling.QUARANTINE, act, reads_results=reads_results(by_id[poll_id]))
+        for poll_id, of_poll in selectors.items()
+    ]
+    shown = [one.changes for one in imagined if one.changes is not None]
     return Trial(
         rule,
         given,
         cases,
-        sum(one.votes for one in imagined.values()),
-        sum(one.voters for one in imagined.values()),
-        {option: change for poll_id, one in imagined.items() if poll_id not in sealed for option, change in one.changes.items()},
+        sum(one.votes for one in imagined),
+        sum(one.voters for one in imagined),
+        {option: change for changes in shown for option, change in changes.items()} if shown or not imagined else None,
         _compare_with_decisions(cases, [poll.pk for poll in polls]),
     )
 

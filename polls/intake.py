@@ -277,10 +277,14 @@ class Intake:
         """`GET /api/v1/polls/{id}/results`, 304 when the client has them already. Who may read more than others is Django's to tell."""
         is_somebody = request.authorization != ""
         poll = await self._desk.find_poll(poll_id, drafts=is_somebody)
-        is_shown = not poll.is_draft and _shows_results(poll, request)
+        is_shown = not poll.is_draft and results.are_public(poll.results_visibility, poll.closes_at, microseconds_now())
+        if not is_shown and _shows_a_receipt(poll, request):
+            request.throttle()  # a receipt is looked up
+            is_shown = await self._has_voted(poll, request)
+        elif not (is_somebody and not is_shown):
+            request.throttle()
         if is_somebody and not is_shown:
             raise PassOn
-        request.throttle()
         if not is_shown:
             raise problems.RESULTS_HIDDEN.says(f"They are for {ResultsVisibility(poll.results_visibility).label}.")
         known = self._results.known(poll_id) or await accepting.or_unavailable(self._results.get(poll_id))
@@ -299,7 +303,7 @@ class Intake:
         """
         poll = await self._desk.find_poll(poll_id)
         request.throttle()
-        subject = poll_id, _has_voted(poll, request)
+        subject = poll_id, _shows_a_receipt(poll, request) and await self._has_voted(poll, request)
         event = Event(*await self._read_followed(subject))
         last_id = request.headers.get(b"last-event-id", b"")
         if not event.is_final:
@@ -320,6 +324,14 @@ class Intake:
         if known is None:
             raise accepting.unknown_poll()
         return known
+
+    async def _has_voted(self, poll: PollSnapshot, request: Request) -> bool:
+        """Return whether the receipt is of a ballot in the poll that counts, or did. Raises Refusal while nobody can tell."""
+        receipt = receipts.read(request.text(b"vote-receipt"))
+        if receipt is None or receipt.poll_id != poll.id:
+            return False
+        (status,) = await self._desk.find_statuses([receipt])
+        return status.has_counted
 
     async def _show_receipt(self, receipt: str, request: Request) -> Answer:
         """`GET /api/v1/votes/{receipt}`: what became of a vote, never what was chosen."""
@@ -443,14 +455,9 @@ def _show_item(index: int, taken: Accepted | Refusal) -> dict[str, Any] | Accept
     return AcceptedItem(taken.id, taken.receipt, "pending", iso_of(taken.vote.accepted_at), index)
 
 
-def _shows_results(poll: PollSnapshot, request: Request) -> bool:
-    """Return whether whoever asks may read the results, without signing in."""
-    return results.are_public(poll.results_visibility, poll.closes_at, microseconds_now(), has_voted=_has_voted(poll, request))
-
-
-def _has_voted(poll: PollSnapshot, request: Request) -> bool:
-    receipt = receipts.read(request.text(b"vote-receipt")) if b"vote-receipt" in request.headers else None
-    return receipt is not None and receipt.poll_id == poll.id
+def _shows_a_receipt(poll: PollSnapshot, request: Request) -> bool:
+    """Return whether the results may be shown because of a receipt, and one was sent."""
+    return poll.results_visibility == ResultsVisibility.AFTER_VOTE and b"vote-receipt" in request.headers
 
 
 def _matches(if_none_match: bytes, etag: bytes) -> bool:

@@ -114,6 +114,16 @@ class Ruling(models.TextChoices):
     CLEAR = "clear", "nothing is wrong"
     BLOCK = "block", "refuse the network"
     UNBLOCK = "unblock", "let the network in again"
+    LOOK = "look", "look at what a ruling would change"
+
+
+class LookKind(models.TextChoices):
+    """What a look showed."""
+
+    DRY_RUN = "dry_run", "what a ruling would change"
+    RULING = "ruling", "what a ruling changed"
+    CASE = "case", "what a case's voters chose"
+    COMPARISON = "comparison", "the results with and without what is under review"
 
 
 class VoterSecret(models.Model):
@@ -203,6 +213,8 @@ class Poll(models.Model):
     holds_version = models.PositiveIntegerField(default=0, editable=False)
 
     results_visibility = models.CharField(max_length=11, choices=ResultsVisibility, default=ResultsVisibility.ALWAYS)
+    # Until the poll is final its results change only once so many ballots more are in.
+    results_step = models.PositiveIntegerField(db_default=1, default=1)
 
     opens_at = models.DateTimeField(default=now)
     closes_at = models.DateTimeField()
@@ -498,10 +510,12 @@ class Decision(models.Model):
     # No foreign keys: nothing may change a decision, not even the deletion of what it was about.
     poll_id = models.UUIDField(null=True)
     cases = ArrayField(models.BigIntegerField(), default=list)
-    # How many votes it took out of the tally, or put into it.
+    # How many votes it took out of the tally, or put into it; of a look: how many it was about.
     votes = models.IntegerField(default=0)
     # {option id: [votes before, votes after]}
     changes = models.JSONField(default=dict)
+    # Whether `changes` is empty because it would tell the choices of too few voters (disclosure.py).
+    hides_changes = models.BooleanField(db_default=False, default=False)
 
     class Meta:
         db_table = "decisions"
@@ -514,6 +528,59 @@ class Decision(models.Model):
         return f"{self.ruling} by {self.actor}"
 
 
+class Look(models.Model):
+    """What was shown of some voters' choices, added up: to whom, when, why (disclosure.py). Only ever added: a trigger keeps it so."""
+
+    # No foreign keys, as in decisions.
+    poll_id = models.UUIDField()
+    at = models.DateTimeField()
+    # The name of the user, or "the clock". Text, so that it outlives them.
+    actor = models.CharField(max_length=200)
+    reason = models.TextField(blank=True, max_length=500)
+    kind = models.CharField(max_length=10, choices=LookKind)
+    # Whose choices: [{field of a selector: its value}]
+    selectors = models.JSONField(default=list)
+    case_id = models.BigIntegerField(null=True)
+    # What was shown, where it is shown again until something else may be.
+    shown = models.JSONField(null=True)
+
+    class Meta:
+        db_table = "looks"
+        indexes = [models.Index(fields=["poll_id", "-id"], name="looks_of_a_poll")]
+
+    def __str__(self) -> str:
+        return f"{self.kind} by {self.actor}"
+
+
+class LookedAt(models.Model):
+    """A set of voters whose choices a look added up. Only ever added."""
+
+    look = models.ForeignKey(Look, on_delete=models.PROTECT, related_name="sets")
+    poll_id = models.UUIDField()
+    # Of each of them two numbers of 8 bytes: who, and which votes come or go (disclosure.py).
+    moves = models.BinaryField()
+
+    class Meta:
+        db_table = "looked_at_sets"
+        indexes = [models.Index(fields=["poll_id"], name="looked_at_sets_of_a_poll")]  # disclosure.py
+
+
+class ShownResults(models.Model):
+    """What a poll's results show while they are held back: where the tallies differ from it by too few voters (results.py)."""
+
+    poll = models.OneToOneField(Poll, primary_key=True, on_delete=models.CASCADE, related_name="shown_results")
+    # {option id, or "" for the ballots of an approval poll: votes}
+    votes = models.JSONField(default=dict)
+    revision = models.BigIntegerField(default=0)
+    as_of = models.DateTimeField()
+    # So many ballots the tallies had when they were last shown, or last ruled on; and by how many they must differ to be shown again.
+    ballots = models.BigIntegerField(default=0)
+    step = models.IntegerField()
+
+    class Meta:
+        db_table = "shown_results"
+
+
 class Comparison(models.Model):
     """How a poll's results would change with all votes that are under review, and without any of them (review.py)."""
 
@@ -524,6 +591,8 @@ class Comparison(models.Model):
     # {option id or "" for ballots: what to add to the tally}
     with_votes = models.JSONField(default=dict)
     without_votes = models.JSONField(default=dict)
+    # The same as `as_of` where both may be shown (disclosure.py).
+    shown_as_of = models.DateTimeField(null=True)
 
     class Meta:
         db_table = "comparisons"

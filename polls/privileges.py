@@ -28,6 +28,10 @@ RIGHTS = {
     "network_counts": (_KEEP, _KEEP),
     "holds": (_KEEP, _KEEP),
     "comparisons": (_ALL, _ALL),
+    # Looks are only ever added to. Who counts and who rules says what is shown.
+    "looks": (_ADD, _ADD),
+    "looked_at_sets": (_ADD, _ADD),
+    "shown_results": (_KEEP, _KEEP),
     "suspicious_ips": ("SELECT, UPDATE", _KEEP),
     "blocks": (_ALL, "SELECT, DELETE"),
     "attempts": (_KEEP, "SELECT, DELETE"),

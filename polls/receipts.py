@@ -15,6 +15,7 @@ from uuid import UUID
 from django.db import connection
 
 from polls import keys
+from polls.models import Outcome, Reason
 from polls.moments import from_microseconds
 from polls.voters import FormerVoteIds, VoteIds
 
@@ -47,6 +48,13 @@ class VoteStatus:
     reason: str | None
     accepted_at: datetime
     counted_at: datetime | None
+    is_withdrawal: bool = False
+
+    @property
+    def has_counted(self) -> bool:
+        """Whether it is a ballot that counts, or did until another one of its voter took its place."""
+        stands = self.status == Outcome.COUNTED or (self.status == Outcome.SUPERSEDED and self.reason == Reason.CHANGED)
+        return stands and not self.is_withdrawal
 
 
 class Writer:
@@ -95,9 +103,11 @@ def read(receipt: str) -> Receipt | None:
 # One statement, so one moment: a vote that is being set aside is never found in neither table.
 _STATUSES = """
     WITH asked AS (SELECT * FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[]) AS a (poll_id, voter_key, vote_id))
-    SELECT poll_id, voter_key, vote_id, 'counted', NULL, accepted_at, counted_at FROM votes JOIN asked USING (poll_id, voter_key, vote_id)
+    SELECT poll_id, voter_key, vote_id, 'counted', NULL, accepted_at, counted_at, selection = '{}'
+    FROM votes JOIN asked USING (poll_id, voter_key, vote_id)
     UNION ALL
-    SELECT poll_id, voter_key, vote_id, outcome, reason, accepted_at, NULL FROM outcomes JOIN asked USING (poll_id, voter_key, vote_id)
+    SELECT poll_id, voter_key, vote_id, outcome, reason, accepted_at, NULL, selection = '{}'
+    FROM outcomes JOIN asked USING (poll_id, voter_key, vote_id)
 """
 
 
@@ -108,6 +118,12 @@ def find_statuses(receipts: Sequence[Receipt]) -> dict[Receipt, VoteStatus]:
         cursor.execute(_STATUSES, asked)
         found = {(poll_id, voter_key, vote_id): rest for poll_id, voter_key, vote_id, *rest in cursor}
     return {receipt: _status(receipt, found.get((receipt.poll_id, receipt.voter_key, receipt.vote_id))) for receipt in receipts}
+
+
+def has_counted(receipt: str, poll_id: UUID) -> bool:
+    """Return whether this is the receipt of a ballot in the poll that counts, or did (see VoteStatus). Costs a statement."""
+    genuine = read(receipt)
+    return genuine is not None and genuine.poll_id == poll_id and find_statuses([genuine])[genuine].has_counted
 
 
 def _status(receipt: Receipt, found: Sequence[Any] | None) -> VoteStatus:

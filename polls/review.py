@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import groupby, repeat
-from typing import TypeVar
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from django.db import OperationalError, connection, transaction
+from django.db.models import F
 
-from polls import counting, journal, problems
+from polls import counting, disclosure, journal, problems, results
 from polls.ballots import Selection
-from polls.cases import SOFT_LIMIT, of_rule
+from polls.cases import MAX_SHOWN, SOFT_LIMIT, Ballot, Choice, ballots_of, beside_others, of_rule, restored, stored
 from polls.holds import HELD, NO_HOLDS, VOIDED, Holds, Rule, Selector, in_force
-from polls.journal import Act
+from polls.journal import CLOCK, Act
 from polls.literals import array
-from polls.models import CaseState, Comparison, Decision, Hold, Outcome, Poll, Ruling, SuspiciousIP, Tally, VoteAside
+from polls.models import CaseState, Comparison, Decision, Hold, LookKind, Outcome, Poll, Ruling, SuspiciousIP, VoteAside
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -49,8 +51,9 @@ class Imagined:
 
     votes: int  # that fit
     voters: int
-    # {option id: (votes now, votes then)}, where they differ
-    changes: dict[int, tuple[int, int]]
+    # {option id: (votes now, votes then)}, where they differ; None where that would tell the choices of too few voters, or is not
+    # for who asks.
+    changes: dict[int, tuple[int, int]] | None
 
 
 def rule(poll_id: UUID, selectors: Sequence[Selector], ruling: Ruling, act: Act, cases: Sequence[int] = ()) -> Decision:
@@ -170,7 +173,7 @@ def _settle(poll_id: UUID, version: int | None = None) -> Decision:
         by_version = groupby(unsettled.order_by("version", "id"), key=lambda hold: hold.version)
         decided = {made: _carry_out(poll, list(holds)) for made, holds in by_version}
         unsettled.update(is_settled=True)
-        # It is of before. Until it is made anew, the results show none.
+        # It is of before. Until it is made anew, the results show none. It also must not be kept where it can't be.
         Comparison.objects.filter(poll=poll).delete()
         return decided
 
@@ -188,20 +191,36 @@ def _carry_out(poll: Poll, holds: Sequence[Hold]) -> Decision:
     first = holds[0]
     ruling, act = Ruling(first.ruling), Act(first.actor, first.ruled_at, first.reason)
     selectors = [Selector(*(getattr(hold, name) for name in Selector._fields)) for hold in holds]
-    before = _tallies(poll.pk)
-    moved = counting.settle_voters(poll.pk, sorted(set(_find_fitting(poll.pk, selectors))), _pardons(ruling, selectors))
-    after = _tallies(poll.pk)
-    changes = {option: (before.get(option, 0), after.get(option, 0)) for option in before | after}
-    changes = {option: change for option, change in changes.items() if change[0] != change[1]}
-    if moved:
-        shown = [{str(option): change[side] for option, change in changes.items()} for side in (0, 1)]
-        journal.write(poll, act, _DONE[ruling], {"results": (shown[0], shown[1])})
-    return _record(ruling, act, poll.pk, [hold.case_id for hold in holds if hold.case_id], moved, changes)
+    before = results.tallies_now(poll.pk)
+    were_held_back = results.are_held_back(poll.pk)
+    shown = _shown_tallies(poll.pk, act.at)
+    moves, change = counting.settle_voters(poll.pk, sorted(set(_find_fitting(poll.pk, selectors))), _pardons(ruling, selectors))
+    changes: dict[int, tuple[int, int]] | None = _beside(shown, change)
+    what = disclosure.Shown(LookKind.RULING, selectors)
+    if not disclosure.show(poll.pk, [moves], act, what):
+        changes = None
+    if moves and (changes is None or were_held_back):
+        results.hold_back(poll.pk, before, disclosure.LEAST_VOTERS, act.at)
+    elif moves:
+        results.show_again(poll.pk)
+    if moves:
+        told: dict[str, tuple[Any, Any]] = {"voters": (0, len(moves))}
+        if changes is not None:
+            sides = [{str(option): votes[side] for option, votes in changes.items()} for side in (0, 1)]
+            told["results"] = (sides[0], sides[1])
+        journal.write(poll, act, _DONE[ruling], told)
+    return _record(ruling, act, poll.pk, [hold.case_id for hold in holds if hold.case_id], len(moves), changes)
 
 
 def _record(
-    ruling: Ruling, act: Act, poll_id: UUID | None, cases: Sequence[int], votes: int = 0, changes: dict[int, tuple[int, int]] | None = None
+    ruling: Ruling,
+    act: Act,
+    poll_id: UUID | None,
+    cases: Sequence[int],
+    votes: int = 0,
+    changes: Mapping[int, tuple[int, int]] | None = MappingProxyType({}),
 ) -> Decision:
+    """Write the decision down; `changes`: None where they are not to be shown."""
     return Decision.objects.create(
         at=act.at,
         actor=act.actor,
@@ -211,13 +230,22 @@ def _record(
         cases=list(cases),
         votes=votes,
         changes={str(option): list(change) for option, change in (changes or {}).items()},
+        hides_changes=changes is None,
     )
 
 
-def _tallies(poll_id: UUID) -> dict[int, int]:
-    """Return {option id: votes}."""
+def _shown_tallies(poll_id: UUID, at: datetime) -> dict[int, int]:
+    """Return {option id: votes} as the results show them."""
+    read = results.read_results(poll_id, at)
+    return {int(option["id"]): option["votes"] for option in read["options"]} if read else {}
+
+
+def _beside(tallies: Mapping[int, int], change: Counter[Selection]) -> dict[int, tuple[int, int]]:
+    """Return {option id: (votes, votes then)} of the options that the change is about."""
     return {
-        selection[0]: votes for selection, votes in Tally.objects.filter(poll_id=poll_id).values_list("selection", "votes") if selection
+        selection[0]: (tallies.get(selection[0], 0), tallies.get(selection[0], 0) + difference)
+        for selection, difference in sorted(change.items())
+        if selection and difference
     }
 
 
@@ -304,31 +332,92 @@ def _polls_of(selector: Selector) -> list[UUID]:
 # --- What would be ----------------------------------------------------------------------------------------------------
 
 
-def imagine(poll_id: UUID, selectors: Sequence[Selector], ruling: Ruling, cases: Sequence[int] = ()) -> Imagined:
-    """Return what `rule` would do. Reads only, without locks. Raises Refusal (UNKNOWN_POLL)."""
-    if not Poll.objects.filter(pk=poll_id).exists():
-        raise problems.UNKNOWN_POLL.says("No poll has this id.")
+def look(
+    poll_id: UUID, selectors: Sequence[Selector], ruling: Ruling, act: Act, cases: Sequence[int] = (), *, reads_results: bool
+) -> Imagined:
+    """Return what `rule` would do, and put it on record that somebody looked. Raises Refusal (UNKNOWN_POLL, INVALID).
+
+    What would change is shown to who may read the poll's results, and where it is about enough voters (disclosure.py).
+    """
+    journal.require_reason(act)
+    with transaction.atomic():
+        if not disclosure.lock(poll_id):
+            raise problems.UNKNOWN_POLL.says("No poll has this id.")
+        imagined, moves = imagine(poll_id, selectors, ruling, cases, act.at)
+        what = disclosure.Shown(LookKind.DRY_RUN, selectors)
+        if not (reads_results and disclosure.show(poll_id, [moves], act, what)):
+            imagined = replace(imagined, changes=None)
+        journal.write(Poll.objects.get(pk=poll_id), act, "looked", {"voters": (0, imagined.voters)})
+        _record(Ruling.LOOK, act, poll_id, cases, imagined.votes, imagined.changes)
+    return imagined
+
+
+def imagine(
+    poll_id: UUID, selectors: Sequence[Selector], ruling: Ruling, cases: Sequence[int], at: datetime
+) -> tuple[Imagined, list[counting.Move]]:
+    """Return what `rule` would do, whatever that tells, and by which voters. Reads only, without locks."""
     fitting = _find_fitting(poll_id, selectors)
     voters = sorted(set(fitting))
     fate = _FATE_OF.get(ruling)
     others = [rule for rule in in_force(poll_id) if not rule.case or rule.case not in cases]
     new = [Rule(selector, fate, case) for selector, case in zip(selectors, cases or repeat(None), strict=False) if fate or not case]
     then = Holds(others + new)
-    (change,) = counting.imagine(poll_id, voters, [(then, _pardons(ruling, selectors))])
-    tallies = _tallies(poll_id)
-    changes = {
-        selection[0]: (tallies.get(selection[0], 0), tallies.get(selection[0], 0) + difference)
-        for selection, difference in sorted(change.items())
-        if selection and difference
-    }
-    return Imagined(len(fitting), len(voters), changes)
+    ((change, moves),) = counting.imagine(poll_id, voters, [(then, _pardons(ruling, selectors))])
+    return Imagined(len(fitting), len(voters), _beside(_shown_tallies(poll_id, at), change)), moves
+
+
+class PollChoices(NamedTuple):
+    """What a case's voters chose in one poll; None where that would tell the choices of too few, or is not for who asks."""
+
+    poll: Poll
+    choices: list[Choice] | None
+
+
+def choices(case: SuspiciousIP, act: Act, reads_results: Callable[[Poll], bool]) -> list[PollChoices]:
+    """Return what the case's voters chose, for each of the polls with most of its votes; put on record what is new of it.
+
+    Where only few have come since it was last shown (or gone), it is shown as it was then.
+    """
+    by_poll = ballots_of(case)
+    poll_ids = sorted(by_poll, key=lambda poll_id: (-len(by_poll[poll_id]), poll_id))[:MAX_SHOWN]
+    found = Poll.objects.in_bulk(poll_ids)  # one may have been deleted
+    return [
+        PollChoices(poll, _choices(case, poll, by_poll[poll_id], act) if reads_results(poll) else None)
+        for poll_id in poll_ids
+        if (poll := found.get(poll_id))
+    ]
+
+
+def _choices(case: SuspiciousIP, poll: Poll, ballots: Sequence[Ballot], act: Act) -> list[Choice] | None:
+    selector = Selector.of_case(case)
+    with transaction.atomic():
+        if not disclosure.lock(poll.pk) or (read := results.read_results(poll.pk, act.at)) is None:
+            return None
+        (without, voided), (released, back) = (
+            imagine(poll.pk, [selector], ruling, [case.pk], act.at) for ruling in (Ruling.VOID, Ruling.RELEASE)
+        )
+        chosen = [counting.Move(ballot.voter, ballot.vote_id, None) for ballot in ballots]
+        standing = [move for move, ballot in zip(chosen, ballots, strict=True) if ballot.stands]
+        shown = beside_others(read, ballots, without.changes or {}, released.changes or {}, act.at)
+        what = disclosure.Shown(LookKind.CASE, [selector], case.pk, stored(shown))
+        if disclosure.show(poll.pk, [chosen, standing, voided, back], act, what):
+            return shown
+        before = disclosure.latest(poll.pk, case.pk)
+        return restored(before.shown or ()) if before else None
 
 
 def compare(poll_id: UUID, at: datetime) -> None:
     """Work out anew how the poll's results would be with, and without, everything that is under review; forget it when nothing is.
 
-    Under review are the votes of open cases, and those in quarantine. Voided ones are out in both.
+    Under review are the votes of open cases, and those in quarantine. Voided ones are out in both. Where both can't be shown without
+    telling the choices of too few voters (disclosure.py), what is shown stays, and where nothing is, they are only counted.
     """
+    with transaction.atomic():
+        if disclosure.lock(poll_id):
+            _compare(poll_id, at)
+
+
+def _compare(poll_id: UUID, at: datetime) -> None:
     cases = list(SuspiciousIP.objects.filter(poll_id=poll_id, state=CaseState.OPEN))
     suspects = [case for case in cases if case.rule != SOFT_LIMIT]
     rules = in_force(poll_id)
@@ -341,15 +430,22 @@ def compare(poll_id: UUID, at: datetime) -> None:
         return
     lifted = Holds(rule._replace(fate=None) if rule.fate == HELD else rule for rule in rules if not (rule.case and rule.fate == HELD))
     held_too = Holds([*rules, *(Rule(Selector.of_case(case), HELD, case.pk) for case in suspects)])
-    with_all, without_any = counting.imagine(poll_id, voters, [(lifted, lambda _: True), (held_too, NO_HOLDS.fate_of)])
+    (with_all, let_in), (without_any, left_out) = counting.imagine(
+        poll_id, voters, [(lifted, lambda _: True), (held_too, NO_HOLDS.fate_of)]
+    )
+    act, what = Act(CLOCK, at), disclosure.Shown(LookKind.COMPARISON, suspected + held)
+    is_shown = len(voters) >= disclosure.LEAST_VOTERS and disclosure.show(poll_id, [let_in, left_out], act, what)
+    if not is_shown and Comparison.objects.filter(poll_id=poll_id, shown_as_of=F("as_of"), voters__lte=len(voters)).exists():
+        return
     Comparison.objects.update_or_create(
         poll_id=poll_id,
         defaults={
             "as_of": at,
             "cases": len(cases),
             "voters": len(voters),
-            "with_votes": _stored(with_all),
-            "without_votes": _stored(without_any),
+            "with_votes": _stored(with_all) if is_shown else {},
+            "without_votes": _stored(without_any) if is_shown else {},
+            "shown_as_of": at if is_shown else None,
         },
     )
 

@@ -75,7 +75,7 @@ class Actor:
         return poll.status_at(at) != PollStatus.DRAFT or self.reads_journal(poll)
 
     def reads_results(self, poll: Poll, at: datetime, *, has_voted: bool = False) -> bool:
-        """Whether the results are shown, or anything that tells a tally; `has_voted` says that a receipt of the poll was."""
+        """Whether the results are shown, or anything that tells a tally; `has_voted` says that a vote of theirs counted."""
         if results.are_sealed(poll.results_visibility, poll.closes_at, at):
             return False
         if self.audits or (self._looks_after(poll) and self._has_scope(Scope.RESULTS_READ)):

@@ -19,7 +19,7 @@ from polls.moments import iso
 _SETTINGS = (
     "title", "description", "method", "min_choices", "max_choices", "voter_policy", "allow_change", "allow_withdrawal",
     "address_limit", "subnet_limit", "limit_mode", "allowed_networks", "auto_quarantine", "rule_parameters",
-    "results_visibility",
+    "results_visibility", "results_step",
 )  # fmt: skip
 
 

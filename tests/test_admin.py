@@ -379,6 +379,13 @@ def test_a_new_clients_key_is_shown_once_kept_as_a_hash_and_good_for_a_vote(desk
     assert api.cast(poll, "alice", authorization=f"Api-Key {key}").status == 202
 
 
+def test_a_new_clients_key_goes_by_no_cookie(desk, owner):
+    """Cookies are kept by browsers, and by whatever is on the way."""
+    answer = desk.post(f"{CLIENTS}add/", {"name": f"kiosk {uuid4()}", "owner": owner.pk, "scopes": ["votes:cast"]})
+    assert answer.status_code == 302 and set(answer.cookies) <= {"sessionid", "csrftoken"}
+    assert len(keys_in(desk.get(answer.headers["location"]))) == 1
+
+
 def test_changing_a_client_keeps_its_key(desk, owner):
     client = ApiClient.objects.create(owner=owner, name="kiosk", prefix=uuid4().hex[:8], key_hash=b"hash")
 

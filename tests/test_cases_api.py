@@ -77,11 +77,12 @@ def cast(poll, *voters, text="soup", address="192.0.2.7", at=0):
 
 @pytest.fixture
 def lunch(make_poll):
-    """Three votes for soup from one address, one for soup from its neighbour, two for salad from elsewhere."""
+    """Thirty votes for soup from one address, ten for soup from its neighbour, twenty for salad from elsewhere: ten a second."""
     poll = make_poll()
-    cast(poll, "a", "b", "c")
-    cast(poll, "alice", address="192.0.2.8")
-    cast(poll, "bob", "carol", text="salad", address="198.51.100.1")
+    for n in range(10):
+        cast(poll, f"a {n}", f"b {n}", f"c {n}")
+        cast(poll, f"alice {n}", address="192.0.2.8")
+        cast(poll, f"bob {n}", f"carol {n}", text="salad", address="198.51.100.1")
     return poll
 
 
@@ -152,26 +153,37 @@ def test_a_case_shows_what_helps_to_decide(operator, lunch):
     assert (shown["id"], shown["poll"], shown["rule"], shown["state"]) == (str(case.pk), str(lunch.pk), "busy_address", "open")
     assert (shown["kind"], shown["network"], shown["one_signature"]) == ("address", "192.0.2.7/32", False)
     assert (shown["score"], shown["votes"], shown["evidence"]) == (3.5, 3, {"votes": 3, "share": 0.75})
-    assert shown["outcomes"] == {"counted": 3}
+    assert shown["outcomes"] == {"counted": 30}
     assert shown["over_time"]["step_seconds"] == 60
-    assert [(bar["counted"], bar["votes"]) for bar in shown["over_time"]["bars"]] == [(3, 3)]
+    assert [(bar["counted"], bar["votes"]) for bar in shown["over_time"]["bars"]] == [(30, 30)]
+    as_of = {choice.pop("as_of") for choice in shown["choices"]}
+    assert len(as_of) == 1
     assert shown["choices"] == [
-        {"poll": str(lunch.pk), "option": soup, "text": "soup", "voters": 3, "share": 1.0, "others": 1, "others_share": 0.3333, "votes": 4},
+        {
+            "poll": str(lunch.pk),
+            "option": soup,
+            "text": "soup",
+            "voters": 30,
+            "share": 1.0,
+            "others": 10,
+            "others_share": 0.3333,
+            "votes": 40,
+        },
         {
             "poll": str(lunch.pk),
             "option": salad,
             "text": "salad",
             "voters": 0,
             "share": 0.0,
-            "others": 2,
+            "others": 20,
             "others_share": 0.6667,
-            "votes": 2,
+            "votes": 20,
         },
     ]
     assert shown["subnet"]["addresses"] == 2
     assert shown["subnet"]["busiest"] == [
-        {"is_subject": True, "votes": 3, "voters": 3},
-        {"is_subject": False, "votes": 1, "voters": 1},
+        {"is_subject": True, "votes": 30, "voters": 30},
+        {"is_subject": False, "votes": 10, "voters": 10},
     ]
     assert [other["id"] for other in shown["subnet"]["cases"]] == [str(neighbour.pk)]
     assert (shown["holds"], shown["decisions"], shown["blocks"]) == ([], [], [])
@@ -194,7 +206,7 @@ def test_votes_over_time_have_a_step_that_fits_and_no_gaps(lunch):
     step, bars = cases.over_time(case)
 
     assert step == timedelta(minutes=5)
-    assert [bar.votes for bar in bars] == [3, *[0] * 23, 1]
+    assert [bar.votes for bar in bars] == [30, *[0] * 23, 1]
     assert bars[-1].begins_at - bars[0].begins_at == 24 * step
     assert bars[0].begins_at == from_microseconds(1_800_000_000_000_000)
 
@@ -203,48 +215,51 @@ def test_a_case_of_a_subnet_has_the_votes_of_all_its_addresses_and_a_signature_n
     subnet = operator.get(path_of(make_case(lunch, kind="subnet"))).json
     signature = operator.get(path_of(make_case(lunch, kind="subnet", signature_key=7))).json
 
-    assert (subnet["network"], subnet["outcomes"]) == ("192.0.2.0/24", {"counted": 4})
+    assert (subnet["network"], subnet["outcomes"]) == ("192.0.2.0/24", {"counted": 40})
     assert (signature["one_signature"], signature["outcomes"], signature["choices"]) == (True, {}, [])
     assert signature["over_time"]["bars"] == []
 
 
 def test_a_case_over_all_polls_shows_each_of_them(operator, make_poll):
     polls = [first := make_poll(), make_poll(first.network_secret)]
-    cast(polls[0], "a")
-    cast(polls[1], "a", "b", text="salad")
+    for n in range(10):
+        cast(polls[0], f"a {n}")
+        cast(polls[1], f"a {n}", f"b {n}", text="salad")
 
     shown = operator.get(path_of(make_case(polls[0], poll=None))).json
 
     assert shown["poll"] is None
     assert [(choice["poll"], choice["text"], choice["voters"]) for choice in shown["choices"]] == [
         (str(polls[1].pk), "soup", 0),
-        (str(polls[1].pk), "salad", 2),
-        (str(polls[0].pk), "soup", 1),
+        (str(polls[1].pk), "salad", 20),
+        (str(polls[0].pk), "soup", 10),
         (str(polls[0].pk), "salad", 0),
     ]
 
 
 def test_an_approval_ballot_counts_for_each_of_its_options(operator, make_poll):
     poll = make_poll(method="approval")
-    count_votes([vote_of(poll, "a", "soup", "salad", address="192.0.2.7"), vote_of(poll, "alice", "soup", address="198.51.100.1")])
+    count_votes([vote_of(poll, f"a {n}", "soup", "salad", address="192.0.2.7") for n in range(10)])
+    count_votes([vote_of(poll, f"alice {n}", "soup", address="198.51.100.1") for n in range(10)])
 
     choices = operator.get(path_of(make_case(poll))).json["choices"]
 
     assert [(choice["voters"], choice["share"], choice["others"], choice["others_share"]) for choice in choices] == [
-        (1, 1.0, 1, 1.0),
-        (1, 1.0, 0, 0.0),
+        (10, 1.0, 10, 1.0),
+        (10, 1.0, 0, 0.0),
     ]
 
 
 def test_of_a_voters_votes_the_one_that_stands_says_what_they_chose(operator, make_poll):
     poll = make_poll()
-    cast(poll, "a")
-    cast(poll, "a", text="salad", at=1)  # a duplicate
+    voters = [f"a {n}" for n in range(10)]
+    cast(poll, *voters)
+    cast(poll, *voters, text="salad", at=10)  # duplicates
 
     shown = operator.get(path_of(make_case(poll))).json
 
-    assert shown["outcomes"] == {"counted": 1, "rejected": 1}
-    assert [(choice["text"], choice["voters"]) for choice in shown["choices"]] == [("soup", 1), ("salad", 0)]
+    assert shown["outcomes"] == {"counted": 10, "rejected": 10}
+    assert [(choice["text"], choice["voters"]) for choice in shown["choices"]] == [("soup", 10), ("salad", 0)]
 
 
 def test_votes_that_are_held_are_shown_as_what_they_were_for(operator, lunch):
@@ -253,9 +268,9 @@ def test_votes_that_are_held_are_shown_as_what_they_were_for(operator, lunch):
 
     shown = operator.get(path_of(case)).json
 
-    assert shown["outcomes"] == {"quarantined": 3}
-    assert [(bar["counted"], bar["votes"]) for bar in shown["over_time"]["bars"]] == [(0, 3)]
-    assert [(choice["voters"], choice["others"], choice["votes"]) for choice in shown["choices"]] == [(3, 1, 1), (0, 2, 2)]
+    assert shown["outcomes"] == {"quarantined": 30}
+    assert [(bar["counted"], bar["votes"]) for bar in shown["over_time"]["bars"]] == [(0, 30)]
+    assert [(choice["voters"], choice["others"], choice["votes"]) for choice in shown["choices"]] == [(30, 10, 10), (0, 20, 20)]
     [hold] = shown["holds"]
     assert (hold["ruling"], hold["case"], hold["whole_subnet"], hold["reason"]) == ("quarantine", str(case.pk), False, WHY["reason"])
 
@@ -276,13 +291,13 @@ def test_what_is_no_case_is_not_found(operator):
 def test_a_case_is_quarantined_released_voided_and_cleared(operator, lunch):
     case = make_case(lunch)
     soup = str(option(lunch, "soup"))
-    everything, honest = {"soup": 4, "salad": 2}, {"soup": 1, "salad": 2}
+    everything, honest = {"soup": 40, "salad": 20}, {"soup": 10, "salad": 20}
     steps = [
-        ("quarantine", "open", honest, 3, {soup: [4, 1]}),
-        ("release", "open", everything, 3, {soup: [1, 4]}),
-        ("void", "confirmed", honest, 3, {soup: [4, 1]}),
+        ("quarantine", "open", honest, 30, {soup: [40, 10]}),
+        ("release", "open", everything, 30, {soup: [10, 40]}),
+        ("void", "confirmed", honest, 30, {soup: [40, 10]}),
         ("void", "confirmed", honest, 0, {}),  # repeated
-        ("clear", "cleared", everything, 3, {soup: [1, 4]}),
+        ("clear", "cleared", everything, 30, {soup: [10, 40]}),
     ]
     for ruling, state, counted, votes, changes in steps:
         answer = operator.post(path_of(case, ruling), {"reason": f"{ruling}!"})
@@ -326,7 +341,7 @@ def test_a_ruling_without_a_good_reason_changes_nothing(operator, lunch, ruling,
     assert_refused(answer, problem, pointer=pointer)
     assert not Decision.objects.filter(cases__contains=[case.pk]).exists()
     assert not Hold.objects.filter(poll=lunch).exists()
-    assert tallies(lunch) == {"soup": 4, "salad": 2}
+    assert tallies(lunch) == {"soup": 40, "salad": 20}
 
 
 # --- Rulings on a rule, a network, a time -------------------------------------------------------------------------------
@@ -344,28 +359,30 @@ def in_time(seconds):
 @pytest.mark.parametrize(
     ("votes", "left"),
     [
-        ({"rule": "busy_address"}, {"soup": 1, "salad": 2}),
-        ({"address": "192.0.2.7"}, {"soup": 1, "salad": 2}),
-        ({"address": "::ffff:192.0.2.7"}, {"soup": 1, "salad": 2}),
-        ({"subnet": "192.0.2.0/24"}, {"salad": 2}),
-        ({"subnet": "192.0.2.99/24"}, {"salad": 2}),
-        ({"accepted_from": in_time(0), "accepted_until": in_time(1)}, {"soup": 2, "salad": 1}),
-        ({"address": "192.0.2.7", "accepted_from": in_time(1)}, {"soup": 2, "salad": 2}),
-        ({"subnet": "192.0.2.0/24", "accepted_until": in_time(2)}, {"soup": 1, "salad": 2}),
-        ({"address": "198.18.113.1"}, {"soup": 4, "salad": 2}),
+        ({"rule": "busy_address"}, {"soup": 10, "salad": 20}),
+        ({"address": "192.0.2.7"}, {"soup": 10, "salad": 20}),
+        ({"address": "::ffff:192.0.2.7"}, {"soup": 10, "salad": 20}),
+        ({"subnet": "192.0.2.0/24"}, {"salad": 20}),
+        ({"subnet": "192.0.2.99/24"}, {"salad": 20}),
+        ({"accepted_from": in_time(0), "accepted_until": in_time(1)}, {"soup": 20, "salad": 10}),
+        ({"address": "192.0.2.7", "accepted_from": in_time(1)}, {"soup": 20, "salad": 20}),
+        ({"subnet": "192.0.2.0/24", "accepted_until": in_time(2)}, {"soup": 10, "salad": 20}),
+        ({"address": "198.18.113.1"}, {"soup": 40, "salad": 20}),
     ],
 )
 def test_votes_are_ruled_on_as_the_dry_run_said_and_put_back(operator, lunch, votes, left):
     make_case(lunch)
-    before = {"soup": 4, "salad": 2}
+    before = {"soup": 40, "salad": 20}
     changes = {str(option(lunch, text)): [before[text], left.get(text, 0)] for text in before if before[text] != left.get(text, 0)}
     moved = sum(before.values()) - sum(left.values())
 
-    said = operator.post(rulings_of(lunch), {"ruling": "void", **votes, "dry_run": True})
+    said = operator.post(rulings_of(lunch), {"ruling": "void", **votes, "dry_run": True, **WHY})
 
     assert (said.status, said.json) == (200, {"votes": moved, "voters": moved, "changes": changes}), said.text
     assert tallies(lunch) == before
-    assert operator.get(rulings_of(lunch)).json["results"] == []
+    [looked] = operator.get(rulings_of(lunch)).json["results"]
+    assert (looked["ruling"], looked["actor"], looked["reason"]) == ("look", "cases-operator", WHY["reason"])
+    assert (looked["votes"], looked["changes"]) == (moved, changes)
 
     done = operator.post(rulings_of(lunch), {"ruling": "void", **votes, **WHY})
     assert done.status == 201, done.text
@@ -373,7 +390,7 @@ def test_votes_are_ruled_on_as_the_dry_run_said_and_put_back(operator, lunch, vo
     assert tallies(lunch) == left
     operator.post(rulings_of(lunch), {"ruling": "release", **votes, **WHY})
     assert tallies(lunch) == before
-    assert [decision["ruling"] for decision in operator.get(rulings_of(lunch)).json["results"]] == ["release", "void"]
+    assert [decision["ruling"] for decision in operator.get(rulings_of(lunch)).json["results"]] == ["release", "void", "look"]
 
 
 NETWORK = {"ruling": "void", "address": "192.0.2.7", **WHY}
@@ -387,6 +404,7 @@ NETWORK = {"ruling": "void", "address": "192.0.2.7", **WHY}
         ({**NETWORK, "ruling": None}, problems.INVALID, "/ruling"),
         ({**NETWORK, "reason": " "}, problems.INVALID, "/reason"),
         ({"ruling": "void", "address": "192.0.2.7"}, problems.INVALID, "/reason"),
+        ({"ruling": "void", "address": "192.0.2.7", "dry_run": True}, problems.INVALID, "/reason"),
         ({"ruling": "void", **WHY}, problems.INVALID, None),
         ({**NETWORK, "rule": "busy_address"}, problems.INVALID, None),
         ({**NETWORK, "subnet": "192.0.2.0/24"}, problems.INVALID, None),
@@ -411,14 +429,14 @@ NETWORK = {"ruling": "void", "address": "192.0.2.7", **WHY}
 )
 def test_a_wrong_ruling_changes_nothing(operator, lunch, body, problem, pointer):
     assert_refused(operator.post(rulings_of(lunch), body), problem, pointer=pointer)
-    assert tallies(lunch) == {"soup": 4, "salad": 2}
+    assert tallies(lunch) == {"soup": 40, "salad": 20}
     assert not Decision.objects.filter(poll_id=lunch.pk).exists()
 
 
 def test_a_network_means_nothing_to_a_poll_without_a_secret(operator, lunch):
     Poll.objects.filter(pk=lunch.pk).update(network_secret=None)
     assert_refused(operator.post(rulings_of(lunch), NETWORK), problems.NOT_OFFERED)
-    assert_refused(operator.post(rulings_of(lunch), {"ruling": "void", "address": "192.0.2.7", "dry_run": True}), problems.NOT_OFFERED)
+    assert_refused(operator.post(rulings_of(lunch), {**NETWORK, "dry_run": True}), problems.NOT_OFFERED)
 
 
 def test_an_unknown_poll_has_no_rulings(operator):
@@ -536,7 +554,7 @@ def test_auditors_read_and_decide_nothing_and_others_see_nothing(staff, pipeline
         for path, body in writes:
             assert_refused(caller.post(path, body), problem)
     assert not Decision.objects.filter(cases__contains=[case.pk]).exists()
-    assert tallies(lunch) == {"soup": 4, "salad": 2}
+    assert tallies(lunch) == {"soup": 40, "salad": 20}
 
 
 # --- Rules ------------------------------------------------------------------------------------------------------------
@@ -560,7 +578,8 @@ def test_a_rule_is_tried_and_changes_nothing(staff, operator, make_poll):
     cast(poll, *(f"bot {n}" for n in range(12)), at=lately)
     cast(poll, "alice", text="salad", address="198.51.100.1", at=lately)
     decided = make_case(poll, state="confirmed", rule="burst")
-    wanted = {"poll": str(poll.pk), "parameters": {"votes": 10}}
+    cast(poll, *(f"honest {n}" for n in range(9)), text="salad", address="198.51.100.2", at=lately)
+    wanted = {"poll": str(poll.pk), "parameters": {"votes": 10}, **WHY}
 
     tried = operator.post("/api/v1/rules/busy_address/try", wanted)
 
@@ -573,24 +592,26 @@ def test_a_rule_is_tried_and_changes_nothing(staff, operator, make_poll):
     [found] = trial["cases"]
     assert (found["poll"], found["kind"], found["network"], found["votes"]) == (str(poll.pk), "address", "192.0.2.7/32", 12)
     assert found["evidence"]["votes_in_window"] == 12
-    assert set(SuspiciousIP.objects.filter(poll=poll)) == {decided} and tallies(poll) == {"soup": 12, "salad": 1}
-    none = operator.post("/api/v1/rules/busy_address/try", {"poll": str(poll.pk), "parameters": {"votes": 13}}).json
+    assert set(SuspiciousIP.objects.filter(poll=poll)) == {decided} and tallies(poll) == {"soup": 12, "salad": 10}
+    none = operator.post("/api/v1/rules/busy_address/try", {"poll": str(poll.pk), "parameters": {"votes": 13}, **WHY}).json
     assert (none["found"], none["cases"], none["changes"], none["precision"], none["recall"]) == (0, [], {}, None, 0)
 
 
 @pytest.mark.parametrize(
     ("name", "body", "problem", "pointer"),
     [
-        ("none_such", {}, problems.NOT_FOUND, None),
-        ("busy_address", {"poll": "lunch"}, problems.INVALID, "/poll"),
-        ("busy_address", {"poll": str(uuid4())}, problems.UNKNOWN_POLL, None),
-        ("busy_address", {"parameters": {"soups": 3}}, problems.INVALID, "/parameters/soups"),
-        ("busy_address", {"parameters": {"votes": "many"}}, problems.INVALID, "/parameters/votes"),
-        ("busy_address", {"parameters": {"votes": -1}}, problems.INVALID, "/parameters/votes"),
-        ("busy_address", {"parameters": {"votes": None}}, problems.INVALID, "/parameters/votes"),
-        ("busy_address", {"parameters": [10]}, problems.INVALID, "/parameters"),
-        ("busy_address", b'{"parameters": {"votes": 1e999}}', problems.INVALID, "/parameters/votes"),
-        ("busy_address", {"rule": "burst"}, problems.INVALID, "/rule"),
+        ("none_such", WHY, problems.NOT_FOUND, None),
+        ("busy_address", {"poll": "lunch", **WHY}, problems.INVALID, "/poll"),
+        ("busy_address", {"poll": str(uuid4()), **WHY}, problems.UNKNOWN_POLL, None),
+        ("busy_address", {"parameters": {"soups": 3}, **WHY}, problems.INVALID, "/parameters/soups"),
+        ("busy_address", {"parameters": {"votes": "many"}, **WHY}, problems.INVALID, "/parameters/votes"),
+        ("busy_address", {"parameters": {"votes": -1}, **WHY}, problems.INVALID, "/parameters/votes"),
+        ("busy_address", {"parameters": {"votes": None}, **WHY}, problems.INVALID, "/parameters/votes"),
+        ("busy_address", {"parameters": [10], **WHY}, problems.INVALID, "/parameters"),
+        ("busy_address", b'{"parameters": {"votes": 1e999}, "reason": "why"}', problems.INVALID, "/parameters/votes"),
+        ("busy_address", {"rule": "burst", **WHY}, problems.INVALID, "/rule"),
+        ("busy_address", {}, problems.INVALID, "/reason"),
+        ("busy_address", {"reason": " "}, problems.INVALID, "/reason"),
         ("busy_address", b"{", problems.MALFORMED, None),
     ],
 )

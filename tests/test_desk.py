@@ -24,7 +24,7 @@ from tests.test_cases_api import cast, make_case
 make_poll, lunch = test_cases_api.make_poll, test_cases_api.lunch  # the same cast
 
 CASES, BLOCKS, DECISIONS = "/admin/polls/suspiciousip/", "/admin/polls/block/", "/admin/polls/decision/"
-BEFORE, HONEST = {"soup": 4, "salad": 2}, {"soup": 1, "salad": 2}
+BEFORE, HONEST = {"soup": 40, "salad": 20}, {"soup": 10, "salad": 20}
 
 
 def browser_of(*roles):
@@ -89,10 +89,10 @@ def test_a_case_shows_what_helps_to_decide(desk, lunch):
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
     assert "3 votes from 192.0.2.7/32 in" in text and "3.5 times the rule&#x27;s threshold" in text.replace("'", "&#x27;")
     assert "votes in window 42" in text
-    assert page.count('<rect class="counted"') == 1 and "3 votes within 1 minute" in text
+    assert page.count('<rect class="counted"') == 1 and "30 votes within 1 minute" in text
     # Option; these voters; everybody else; votes now, if voided, if released.
-    assert "soup 3 100 % 1 33 % 4 1 4" in text and "salad 0 0 % 2 67 % 2 2 2" in text
-    assert "2 addresses voted" in text and "this one 3 3" in text and "no. 2 1 1" in text
+    assert "soup 30 100 % 10 33 % 40 10 40" in text and "salad 0 0 % 20 67 % 20 20 20" in text
+    assert "2 addresses voted" in text and "this one 30 30" in text and "no. 2 10 10" in text
     assert f"burst #{neighbour.pk} 192.0.2.8/32" in text
     assert "Nobody has decided anything yet." in text
 
@@ -112,6 +112,7 @@ def test_what_owners_write_is_no_markup(desk, make_poll):
     cast(poll, "a", text=evil)
     case = make_case(poll, note=evil, reviewer=evil)
     decide(desk, case, "void", reason=evil)
+    cast(poll, *(f"bot {n}" for n in range(9)), text=evil)
     for path in (CASES, page_of(case), DECISIONS, f"{CASES}try"):
         page = text_of(desk.get(path))
         assert evil not in page and escape(evil) in page, path
@@ -144,7 +145,8 @@ def test_every_kind_of_case_has_its_page_and_its_line(desk, lunch, fields):
 def test_a_case_of_an_approval_poll_and_one_without_votes_have_pages(desk, make_poll):
     poll = make_poll(method="approval")
     count_votes([vote_of(poll, "a", "soup", "salad", address="192.0.2.7")])
-    assert "soup" in text_of(desk.get(page_of(make_case(poll))))
+    page = text_of(desk.get(page_of(make_case(poll))))
+    assert "What they voted for" in page and "fewer than 10 voters" in page and "soup" not in page
     assert "It has no votes any more." in text_of(desk.get(page_of(make_case(poll, "198.51.100.1"))))
 
 
@@ -160,11 +162,11 @@ def test_what_is_no_case_has_no_page(desk):
 def test_the_buttons_rule_and_tell_what_changed(desk, lunch):
     case = make_case(lunch)
     for ruling, told, left, state in [
-        ("quarantine", "3 votes held out of the tally: soup 4 → 1.", HONEST, "open"),
-        ("release", "3 votes put back: soup 1 → 4.", BEFORE, "open"),
-        ("void", "3 votes left out for good: soup 4 → 1.", HONEST, "confirmed"),
+        ("quarantine", "30 votes held out of the tally: soup 40 → 10.", HONEST, "open"),
+        ("release", "30 votes put back: soup 10 → 40.", BEFORE, "open"),
+        ("void", "30 votes left out for good: soup 40 → 10.", HONEST, "confirmed"),
         ("void", "No vote changed.", HONEST, "confirmed"),
-        ("clear", "3 votes put back: soup 1 → 4.", BEFORE, "cleared"),
+        ("clear", "30 votes put back: soup 10 → 40.", BEFORE, "cleared"),
     ]:
         assert decide(desk, case, ruling) == [told]
         assert tallies(lunch) == left
@@ -172,14 +174,14 @@ def test_the_buttons_rule_and_tell_what_changed(desk, lunch):
         assert (case.state, case.note) == (state, "One script.")
         page = text_of(desk.get(page_of(case)))
         assert told in page and "One script." in page
-    assert "3 votes left out for good: soup 4 → 1." in text_of(desk.get(DECISIONS))
+    assert "30 votes left out for good: soup 40 → 10." in text_of(desk.get(DECISIONS))
 
 
 def test_the_page_says_beforehand_what_a_button_would_change(desk, lunch):
     case = make_case(lunch)
     decide(desk, case, "quarantine")
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text_of(desk.get(page_of(case)))))
-    assert "soup 3 100 % 1 33 % 1 1 4" in text
+    assert "soup 30 100 % 10 33 % 10 10 40" in text
     assert "In force since" in text
 
 
@@ -242,7 +244,7 @@ def selection(action, *rows, **more):
 
 
 @pytest.mark.parametrize(
-    ("action", "state", "left"), [("quarantine", "open", {"salad": 2}), ("void", "confirmed", {"salad": 2}), ("clear", "cleared", BEFORE)]
+    ("action", "state", "left"), [("quarantine", "open", {"salad": 20}), ("void", "confirmed", {"salad": 20}), ("clear", "cleared", BEFORE)]
 )
 def test_several_cases_are_ruled_on_with_one_reason(desk, lunch, action, state, left):
     chosen = [make_case(lunch), make_case(lunch, "192.0.2.8")]
@@ -312,13 +314,13 @@ def test_a_rule_is_tried(desk, make_poll):
     for rule in fraud.RULES:
         assert f"<h2>{rule}</h2>" in text_of(desk.get(f"{CASES}try", {"rule": rule}))
 
-    page = desk.get(f"{CASES}try", {"rule": "busy_address", "poll": str(poll.pk), "votes": "10", "minutes": "60"})
+    page = desk.post(f"{CASES}try?rule=busy_address", {"reason": "to see", "poll": str(poll.pk), "votes": "10", "minutes": "60"})
 
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text_of(page)))
     assert "1 network would be flagged: 12 votes of 12 voters." in text
     assert "soup 12 0" in text and "192.0.2.7/32" in text
     assert not SuspiciousIP.objects.filter(poll=poll).exists() and tallies(poll) == {"soup": 12}
-    everywhere = desk.get(f"{CASES}try", {"rule": "busy_address", "poll": "", "votes": "10", "minutes": "60"})
+    everywhere = desk.post(f"{CASES}try?rule=busy_address", {"reason": "to see", "poll": "", "votes": "10", "minutes": "60"})
     assert "would be flagged" in text_of(everywhere)
 
 
@@ -326,6 +328,7 @@ def test_a_rule_is_tried(desk, make_poll):
     ("sent", "told"),
     [
         ({"poll": "lunch"}, "Enter a valid UUID."),
+        ({"reason": ""}, "This field is required."),
         ({"poll": str(uuid4())}, "No poll has this id."),
         ({"votes": "many"}, "Enter a number."),
         ({"votes": "1"}, "greater than or equal to 10"),
@@ -333,7 +336,7 @@ def test_a_rule_is_tried(desk, make_poll):
     ],
 )
 def test_a_wrong_trial_is_told(desk, sent, told):
-    page = text_of(desk.get(f"{CASES}try", {"rule": "busy_address", "poll": "", "votes": "10", "minutes": "60", **sent}))
+    page = text_of(desk.post(f"{CASES}try?rule=busy_address", {"reason": "to see", "poll": "", "votes": "10", "minutes": "60", **sent}))
     assert told in page and "would be flagged" not in page
 
 
@@ -342,7 +345,7 @@ def test_a_trial_that_takes_too_long_is_told(desk, monkeypatch):
         raise OperationalError("canceling statement due to statement timeout")
 
     monkeypatch.setattr(fraud, "try_rule", cancelled)
-    page = text_of(desk.get(f"{CASES}try", {"rule": "busy_address", "poll": "", "votes": "10", "minutes": "60"}))
+    page = text_of(desk.post(f"{CASES}try?rule=busy_address", {"reason": "to see", "poll": "", "votes": "10", "minutes": "60"}))
     assert "That took too long" in page and "would be flagged" not in page
 
 

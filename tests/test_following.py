@@ -140,7 +140,7 @@ def test_only_what_everybody_may_read_is_streamed(owners_api, api, make_poll, vi
 
 def test_who_has_voted_follows_what_is_for_voters(api, make_poll):
     poll, other = make_poll(results_visibility="after_vote"), make_poll(results_visibility="after_vote")
-    receipt = api.cast(poll, "alice").json["receipt"]
+    receipt = api.cast(poll, "alice", prefer="wait=10").json["receipt"]
 
     assert_refused(api.get(stream_of(other), vote_receipt=receipt), problems.RESULTS_HIDDEN)
     with followed(api.port, stream_of(poll), vote_receipt=receipt) as stream:

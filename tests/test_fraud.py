@@ -26,6 +26,14 @@ from polls.problems import Refusal
 from tests.conftest import assert_tallies_equal_votes, option, tallies
 
 AT = now()
+ACT = Act("otto", AT, "to see")
+
+
+def anybody(poll: Poll) -> bool:
+    """Whoever asks reads every poll's results."""
+    return True
+
+
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 
 
@@ -105,7 +113,7 @@ def neighbour(n: int) -> str:
 
 def flagged(poll: Poll, rule: str, **parameters: float) -> list[tuple[str | None, int | None]]:
     """The networks that the rule flags in the poll, readable, each with the browser signature if it is about that."""
-    trial = fraud.try_rule(rule, AT, poll_id=poll.pk, parameters=parameters)
+    trial = fraud.try_rule(rule, ACT, anybody, poll_id=poll.pk, parameters=parameters)
     return sorted((shown(case), case.signature_key) for case in trial.cases)
 
 
@@ -239,6 +247,17 @@ def test_one_sided(poll: Poll, votes: int, texts: tuple[str, ...], found: bool) 
     count_votes(votes_from(poll, host, votes, texts=texts))
 
     assert flagged(poll, "one_sided") == [("192.0.2.0/24", None)] * found
+
+
+def test_a_case_about_choices_says_no_share_of_them(poll: Poll) -> None:
+    """One more vote would be told by its change."""
+    count_votes(everybody(poll))
+    count_votes(votes_from(poll, host, 150, texts=("soup",)))
+    [case] = [case for case in fraud.try_rule("one_sided", ACT, anybody, poll_id=poll.pk).cases if case.kind == "subnet"]
+    assert set(case.evidence) == {"votes", "addresses"} and case.score == int(case.score)
+    stored = {"votes": 100, "share": 0.97, "share_of_others": 0.5}
+    assert fraud.without_choices("one_sided", stored) == {"votes": 100}
+    assert fraud.without_choices("one_signature", stored) == stored  # of browsers, not of choices
 
 
 def test_one_sided_is_who_is_unlike_everybody_else(poll: Poll) -> None:
@@ -378,7 +397,7 @@ def test_busy_over_polls(make_poll: Callable[..., Poll]) -> None:
         count_votes(votes_from(poll, "100.64.9.1", 60) + votes_from(poll, "100.64.10.1", 49) + votes_from(poll, "100.64.11.1", 60))
     count_votes(votes_from(second, "100.64.11.1", 60, until=AT - timedelta(seconds=1)))  # a case of that poll alone
 
-    trial = fraud.try_rule("busy_over_polls", AT, parameters={"votes": 50, "all_votes": 120})
+    trial = fraud.try_rule("busy_over_polls", ACT, anybody, parameters={"votes": 50, "all_votes": 120})
 
     found = {shown(case): case for case in trial.cases}
     case = found["100.64.9.1/32"]
@@ -389,12 +408,12 @@ def test_busy_over_polls(make_poll: Callable[..., Poll]) -> None:
 def test_a_sample_of_a_very_large_poll_finds_what_is_in_it_and_counts_it_exactly(poll: Poll, monkeypatch: pytest.MonkeyPatch) -> None:
     count_votes(everybody(poll, 1000) + votes_from(poll, interface, 400, seconds=20 * HOUR))
     count_votes(votes_from(poll, neighbour, 200, texts=("soup",), signatures=(7,), seconds=DAY))
-    exactly = {rule: fraud.try_rule(rule, AT, poll_id=poll.pk).cases for rule in ("busy_ipv6_subnet", "shared_signature")}
+    exactly = {rule: fraud.try_rule(rule, ACT, anybody, poll_id=poll.pk).cases for rule in ("busy_ipv6_subnet", "shared_signature")}
     monkeypatch.setattr(fraud, "MANY_VOTES", 1000)
     monkeypatch.setattr(fraud, "LARGE_POLL", 1000)
 
     for rule, cases in exactly.items():
-        sampled = fraud.try_rule(rule, AT, poll_id=poll.pk).cases
+        sampled = fraud.try_rule(rule, ACT, anybody, poll_id=poll.pk).cases
         assert len(cases) > 0
         assert [(case.network_key, case.votes, case.evidence) for case in sampled] == [
             (case.network_key, case.votes, case.evidence) for case in cases

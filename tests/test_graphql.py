@@ -67,7 +67,8 @@ LIST = """
 """
 EVERYTHING = """
     id title description status options { id text description position } method minChoices maxChoices voterPolicy allowChange
-    allowWithdrawal resultsVisibility opensAt closesAt createdAt etag addressLimit subnetLimit limitMode allowedNetworks autoQuarantine
+    allowWithdrawal resultsVisibility resultsStep opensAt closesAt
+    createdAt etag addressLimit subnetLimit limitMode allowedNetworks autoQuarantine
     ruleParameters version errata
     results {
         status method totalVotes options { id text position votes share } revision asOf isFinal

@@ -29,7 +29,8 @@ def test_the_walk_through_works_when_pasted(pipeline, tmp_path):
     done = subprocess.run(["bash", "-euo", "pipefail", "-c", walk], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
 
     assert done.returncode == 0, done.stderr
-    poll, vote, status, results = map(json.loads, done.stdout.splitlines())
+    poll, vote, statuses, results = map(json.loads, done.stdout.splitlines())
+    [status] = statuses["votes"]
     assert (poll["title"], vote["status"], status["status"], results["total_votes"]) == ("Lunch", "pending", "counted", 1)
 
 

@@ -265,7 +265,7 @@ REQUESTS = {
     "blocks_create": lambda scene: ("POST", "/blocks", {"network": "198.18.113.7", "hours": 1, **WHY}),
     "blocks_lift": lambda scene: ("DELETE", f"/blocks/{scene.block.pk}?reason=Over"),
     "rules_list": lambda scene: ("GET", "/rules"),
-    "rules_try": lambda scene: ("POST", "/rules/burst/try", {"poll": str(scene.poll.pk)}),
+    "rules_try": lambda scene: ("POST", "/rules/burst/try", {"poll": str(scene.poll.pk), "reason": "to see"}),
 }
 
 
@@ -433,7 +433,7 @@ def test_a_key_for_one_poll_works_in_that_one_and_no_other(callers, people, make
 def test_a_receipt_opens_the_results_of_its_own_poll_only(callers, make_poll):
     mine, other = (a_poll(make_poll, "open") for _ in range(2))
     Poll.objects.filter(pk__in=[mine.pk, other.pk]).update(results_visibility="after_vote")
-    receipt, nobody = callers["cast"].cast(mine, "alice").json["receipt"], callers["nobody"]
+    receipt, nobody = callers["cast"].cast(mine, "alice", prefer="wait=10").json["receipt"], callers["nobody"]
 
     assert_refused(nobody.get(f"/api/v1/polls/{other.pk}/results", vote_receipt=receipt), problems.RESULTS_HIDDEN)
     assert_refused(nobody.get(f"/api/v1/polls/{mine.pk}/results"), problems.RESULTS_HIDDEN)

@@ -15,7 +15,7 @@ from polls.counting import count_votes
 from polls.models import Comparison, Decision, Hold, NetworkSecret, Poll, Ruling, SuspiciousIP
 from polls.problems import Refusal
 from tests.conftest import option, tallies
-from tests.test_fraud import AT, HOUR, act, everybody, host, interface, open_poll, votes_from
+from tests.test_fraud import ACT, HOUR, act, anybody, everybody, host, interface, open_poll, votes_from
 
 
 @pytest.fixture
@@ -28,14 +28,14 @@ def poll(make_poll: Callable[..., Poll]) -> Poll:
 
 def call(*arguments: Any) -> str:
     out = io.StringIO()
-    call_command("try_rule", *map(str, arguments), stdout=out)
+    call_command("try_rule", *map(str, arguments), *(() if "--list" in arguments else ("--reason", "to see")), stdout=out)
     return out.getvalue()
 
 
 def test_a_trial_says_whom_and_what_would_change_and_changes_nothing(poll: Poll) -> None:
     before = tallies(poll)
 
-    trial = fraud.try_rule("busy_ipv6_subnet", AT, poll_id=poll.pk)
+    trial = fraud.try_rule("busy_ipv6_subnet", ACT, anybody, poll_id=poll.pk)
 
     (case,) = trial.cases
     assert (case.pk, case.votes, trial.votes, trial.voters) == (None, 400, 400, 400)
@@ -44,12 +44,29 @@ def test_a_trial_says_whom_and_what_would_change_and_changes_nothing(poll: Poll)
     assert tallies(poll) == before
     for table in (SuspiciousIP, Hold, Comparison):
         assert not table.objects.filter(poll=poll).exists()
-    assert not Decision.objects.filter(poll_id=poll.pk).exists()
+    assert list(Decision.objects.filter(poll_id=poll.pk).values_list("ruling", "actor", "reason", "votes")) == [
+        ("look", "otto", "to see", 400)
+    ]
+
+
+def test_a_trial_tells_no_change_to_who_may_not_read_results(poll: Poll) -> None:
+    trial = fraud.try_rule("busy_ipv6_subnet", ACT, lambda _: False, poll_id=poll.pk)
+    assert (trial.voters, trial.changes) == (400, None)
+    Poll.objects.filter(pk=poll.pk).update(results_visibility="owner")
+    assert "is not shown" in (told := call("busy_ipv6_subnet", "--poll", poll.pk)) and "->" not in told
+
+
+def test_the_command_is_on_record_and_wants_a_reason(poll: Poll) -> None:
+    with pytest.raises(CommandError, match="Say why"):
+        call_command("try_rule", "busy_ipv6_subnet", "--poll", str(poll.pk))
+    call("busy_ipv6_subnet", "--poll", poll.pk)
+    decision = Decision.objects.get(poll_id=poll.pk)
+    assert decision.actor.endswith(" at the console") and decision.reason == "to see"
 
 
 def test_the_command_shows_networks_by_their_keys_unless_it_is_asked_to_reveal_them(poll: Poll) -> None:
     told = call("busy_ipv6_subnet", "--poll", poll.pk)
-    key = fraud.try_rule("busy_ipv6_subnet", AT, poll_id=poll.pk).cases[0].network_key
+    key = fraud.try_rule("busy_ipv6_subnet", ACT, anybody, poll_id=poll.pk).cases[0].network_key
 
     assert f"subnet {str(key)[:8]} " in told and "2001:db8" not in told
     assert "1 networks, 400 votes of 400 voters" in told
@@ -90,7 +107,7 @@ def test_only_the_most_suspicious_are_shown(make_poll: Callable[..., Poll]) -> N
 
 
 def test_without_a_poll_all_that_took_votes_are_looked_at(poll: Poll) -> None:
-    found = fraud.try_rule("busy_ipv6_subnet", AT)
+    found = fraud.try_rule("busy_ipv6_subnet", ACT, anybody)
 
     assert poll.pk in {case.poll_id for case in found.cases}
     assert found.changes[option(poll, "soup")]
@@ -103,7 +120,7 @@ def test_precision_and_recall_are_by_what_people_decided_under_any_rule(make_pol
         count_votes(votes_from(poll, f"{subnet}.7", 60))
     count_votes(votes_from(poll, host, 45) + votes_from(poll, "100.64.2.7", 30))
     by_network = {}
-    for case in fraud.try_rule("busy_address", AT, poll_id=poll.pk, parameters={"votes": 30}).cases:
+    for case in fraud.try_rule("busy_address", ACT, anybody, poll_id=poll.pk, parameters={"votes": 30}).cases:
         case.rule = "regular"
         case.save()
         by_network[case.votes, case.subnet_key] = case
@@ -117,7 +134,7 @@ def test_precision_and_recall_are_by_what_people_decided_under_any_rule(make_pol
     SuspiciousIP.objects.filter(pk=others[2].pk).update(kind="subnet", network_key=others[2].subnet_key)
     review.rule_on_case(others[2].pk, Ruling.VOID, act())
 
-    reviewed = fraud.try_rule("busy_address", AT, poll_id=poll.pk, parameters={"votes": 50}).reviewed
+    reviewed = fraud.try_rule("busy_address", ACT, anybody, poll_id=poll.pk, parameters={"votes": 50}).reviewed
 
     assert reviewed == (2, 1, 3, 2)
     assert (reviewed.precision, reviewed.recall) == (2 / 3, 2 / 3)
@@ -161,11 +178,11 @@ def test_a_trial_that_is_not_asked_for_rightly(arguments: list[Any], said: str) 
 
 def test_a_trial_of_what_is_not_there() -> None:
     with pytest.raises(Refusal) as refused:
-        fraud.try_rule("busy", AT)
+        fraud.try_rule("busy", ACT, anybody)
     assert refused.value.problem.status == 404
     with pytest.raises(Refusal) as refused:
-        fraud.try_rule("regular", AT, poll_id=uuid4())
+        fraud.try_rule("regular", ACT, anybody, poll_id=uuid4())
     assert refused.value.problem.status == 404
     with pytest.raises(Refusal) as refused:
-        fraud.try_rule("regular", AT, parameters={"votes": 5})
+        fraud.try_rule("regular", ACT, anybody, parameters={"votes": 5})
     assert refused.value.errors[0]["pointer"] == "#/parameters/votes"

@@ -1,7 +1,9 @@
 """Waiting for the count: `Prefer: wait`, many receipts at once, withdrawals, and keys that are used twice."""
 
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
 
 import pytest
 
@@ -149,12 +151,66 @@ def test_a_body_that_holds_no_receipts(api, body):
 def test_results_after_the_vote_are_for_who_shows_a_receipt_of_this_poll(api, make_poll):
     poll, other = make_poll(results_visibility="after_vote"), make_poll()
     anonymous, path = Api(api.port, {}), f"/api/v1/polls/{poll.pk}/results"
-    receipt, stray = api.cast(poll, "alice").json["receipt"], api.cast(other, "alice").json["receipt"]
+    receipt, stray = (api.cast(each, "alice", prefer="wait=10").json["receipt"] for each in (poll, other))
 
     assert_refused(anonymous.get(path), problems.RESULTS_HIDDEN)
     assert_refused(anonymous.get(path, vote_receipt=stray), problems.RESULTS_HIDDEN)
     shown = anonymous.get(path, vote_receipt=receipt)
     assert shown.status == 200 and "private" in shown.headers["cache-control"]
+
+
+def test_results_after_the_vote_are_not_for_who_has_no_vote_that_counts(api, make_poll):
+    """Neither by a withdrawal ahead of the vote, nor by a duplicate; nor once the vote was taken back."""
+    poll = make_poll(results_visibility="after_vote", allow_withdrawal=True)
+    anonymous, path = Api(api.port, {}), f"/api/v1/polls/{poll.pk}/results"
+
+    def sees(answer):
+        receipt = answer.json["receipt"] if "receipt" in answer.json else answer.headers["location"].rpartition("/")[2]
+        answers = [anonymous.get(path, vote_receipt=receipt).status]
+        document = f'query($r: String) {{ poll(id: "{poll.pk}") {{ results(receipt: $r) {{ totalVotes }} }} }}'
+        shown = anonymous.post("/graphql", {"query": document, "variables": {"r": receipt}}).json["data"]["poll"]["results"]
+        stream = socket.create_connection(("127.0.0.1", api.port))
+        stream.sendall(f"GET {path}/stream HTTP/1.1\r\nHost: 127.0.0.1\r\nVote-Receipt: {receipt}\r\n\r\n".encode())
+        answers += [200 if shown else 403, int(stream.recv(100).split()[1])]
+        stream.close()
+        assert len(set(answers)) == 1, answers
+        return answers[0] == 200
+
+    early = withdraw(api, poll, "alice", prefer="wait=10")
+    assert not sees(early)
+    vote = api.cast(poll, "alice", prefer="wait=10")
+    assert sees(vote) and not sees(early)
+    duplicate = api.cast(poll, "alice", "salad", prefer="wait=10")
+    assert duplicate.status == 409 and not sees(duplicate)
+    late = withdraw(api, poll, "alice", prefer="wait=10")
+    assert not sees(late) and not sees(vote)
+
+
+def test_results_after_the_vote_are_for_who_has_changed_it(api, make_poll):
+    poll = make_poll(results_visibility="after_vote", allow_change=True)
+    first = api.cast(poll, "alice", prefer="wait=10").json["receipt"]
+    api.cast(poll, "alice", "salad", prefer="wait=10")
+    assert Api(api.port, {}).get(f"/api/v1/polls/{poll.pk}/results", vote_receipt=first).status == 200
+
+
+@pytest.mark.parametrize("key", ["vote", "alice-1", "a" * 40, "9" * 40, "the-key-of-everybody-at-lunch", "poll"])
+def test_behind_one_address_nobody_learns_by_a_key_what_another_chose(pipeline, make_poll, key):
+    """Of who votes second, whatever they choose: the voter has voted."""
+    for text in ("soup", "salad"):
+        poll = make_poll(voter_policy="ip")
+        nobody, headers = Api(pipeline, {}), {"idempotency_key": str(poll.pk) if key == "poll" else key, "prefer": "wait=10"}
+        assert nobody.cast(poll, None, "soup", **headers).status == 201
+        second = nobody.cast(poll, None, text, **headers)
+        assert_refused(second, problems.DUPLICATE)
+        assert tallies(poll) == {"soup": 1}
+
+
+@pytest.mark.parametrize("key", [str(uuid4()), uuid4().hex, "01ARZ3NDEKTSV4RRFFQ69G5FAV"])
+def test_behind_one_address_who_repeats_a_request_by_a_random_key_learns_that_it_counts(pipeline, make_poll, key):
+    poll, nobody = make_poll(voter_policy="ip"), Api(pipeline, {})
+    answers = [nobody.cast(poll, None, "soup", idempotency_key=key, prefer="wait=10") for _ in range(2)]
+    assert [answer.status for answer in answers] == [201, 201]
+    assert answers[0].json["id"] == answers[1].json["id"]
 
 
 @pytest.mark.parametrize(

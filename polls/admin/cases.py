@@ -1,7 +1,9 @@
 """Suspicious addresses: what rules found, what helps to decide, and the decisions. What changes goes through polls/review.py."""
 
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from datetime import datetime
+from functools import cache, partial
+from typing import Any
 from uuid import UUID
 
 from django.contrib import admin, messages
@@ -14,17 +16,16 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.timezone import now
 
-from polls import cases, fraud, review
+from polls import cases, disclosure, fraud, review, roles
 from polls.admin.blocks import MAX_HOURS, NewBlock, make_block
 from polls.admin.charts import bars_of
 from polls.admin.deciding import Deciding, Why, act_of, tell
 from polls.admin.read_only import ReadOnly, operates
 from polls.admin.trials import trial_of
-from polls.holds import Selector
 from polls.journal import Act
 from polls.models import CaseState, Decision, Option, Poll, Ruling, SuspiciousIP
 
-# Polls of a case over all polls for which its page says what would change.
+# Polls of a case over all polls for which its page says what they voted for.
 MAX_POLLS = 5
 
 # What a decision did to votes; the others are about networks.
@@ -43,52 +44,46 @@ RULINGS = {
 }
 
 
-def decided(decision: Decision) -> str:
+def decided(decision: Decision, *, reads_results: bool) -> str:
     """Return what a decision changed, in words: "500 votes left out for good: soup 812 → 312."."""
     ruling = Ruling(decision.ruling)
+    told = disclosure.changes_of(decision) if reads_results else None
+    if ruling == Ruling.LOOK:
+        return f"Looked at {decision.votes} votes{': ' + _in_words(told) if told else ''}."
     if ruling not in _DID:
         return "The network is refused." if ruling == Ruling.BLOCK else "The network is let in again."
     if not decision.votes:
         return "No vote changed."
-    texts = Option.objects.in_bulk(list(map(int, decision.changes)))
-    changes = [f"{texts.get(int(option), option)} {before} → {after}" for option, (before, after) in decision.changes.items()]
     votes = f"{decision.votes} vote{'' if decision.votes == 1 else 's'} {_DID[ruling]}"
-    return f"{votes}: {', '.join(changes)}." if changes else f"{votes}; the results are the same."
+    if told is None:
+        return f"{votes}."
+    return f"{votes}: {_in_words(told)}." if told else f"{votes}; the results are the same."
 
 
-def rule(case: SuspiciousIP, ruling: Ruling, act: Act) -> list[str]:
-    return [decided(decision) for decision in review.rule_on_case(case.pk, ruling, act)]
+def _in_words(changes: dict[str, list[int]]) -> str:
+    texts = Option.objects.in_bulk(list(map(int, changes)))
+    return ", ".join(f"{texts.get(int(option), option)} {before} → {after}" for option, (before, after) in changes.items())
+
+
+def rule(case: SuspiciousIP, ruling: Ruling, act: Act, request: HttpRequest) -> list[str]:
+    reads = readable(request, act.at)
+    return [decided(decision, reads_results=reads(decision.poll_id)) for decision in review.rule_on_case(case.pk, ruling, act)]
+
+
+def readable(request: HttpRequest, at: datetime) -> Callable[[UUID | None], bool]:
+    """Return what tells, by a poll's id, whether who asks may read its results."""
+    reader = roles.actor_of(request.user)
+
+    @cache
+    def reads_results(poll_id: UUID | None) -> bool:
+        poll = Poll.objects.filter(pk=poll_id).first() if poll_id else None
+        return poll is not None and reader.reads_results(poll, at)
+
+    return reads_results
 
 
 def _rounded(value: object) -> object:
     return f"{value:.4g}" if isinstance(value, float) else value
-
-
-class Prospect(NamedTuple):
-    """An option that a case's votes went to, and how many votes it would have with and without them."""
-
-    choice: cases.Choice
-    without: int
-    released: int
-
-
-def prospects(case: SuspiciousIP) -> list[tuple[Poll, list[Prospect]]]:
-    """Return the options for each poll that the case has votes in, MAX_POLLS of them at most."""
-    by_poll: dict[UUID, list[cases.Choice]] = {}
-    for choice in cases.choices(case, now()):
-        by_poll.setdefault(choice.poll_id, []).append(choice)
-    polls = Poll.objects.in_bulk(list(by_poll)[:MAX_POLLS])
-    selector = [Selector.of_case(case)]
-    found = []
-    for poll_id, poll in polls.items():
-        voided, released = (review.imagine(poll_id, selector, ruling, [case.pk]).changes for ruling in (Ruling.VOID, Ruling.RELEASE))
-        rows = [
-            Prospect(choice, voided.get(choice.option_id, same)[1], released.get(choice.option_id, same)[1])
-            for choice in by_poll[poll_id]
-            for same in [(choice.votes, choice.votes)]
-        ]
-        found.append((poll, rows))
-    return found
 
 
 class ByState(admin.SimpleListFilter):
@@ -166,7 +161,7 @@ class CaseAdmin(Deciding):
         if not isinstance(act, Act):
             return act
         for case in selected:
-            tell(request, partial(rule, case, ruling, act), f"{case}: ")
+            tell(request, partial(rule, case, ruling, act, request), f"{case}: ")
         return None
 
     # --- One ---
@@ -189,7 +184,8 @@ class CaseAdmin(Deciding):
         case = self.get_object(request, object_id)
         if case is None:
             raise Http404
-        may_decide = operates(request)
+        may_decide, at = operates(request), now()
+        reads = readable(request, at)
         network = cases.network_of(case) if may_decide else None
         return self.page(
             request,
@@ -199,14 +195,20 @@ class CaseAdmin(Deciding):
                 "case": case,
                 "network": network,
                 "rule": fraud.RULES.get(case.rule),
-                "evidence": [(name.replace("_", " "), _rounded(value)) for name, value in case.evidence.items()],
+                "evidence": [
+                    (name.replace("_", " "), _rounded(value)) for name, value in fraud.without_choices(case.rule, case.evidence).items()
+                ],
                 "fates": cases.fates(case),
                 "chart": bars_of(*cases.over_time(case)),
-                "prospects": prospects(case),
+                "choices": review.choices(case, Act(request.user.get_username(), at), lambda poll: reads(poll.pk))[:MAX_POLLS],
+                "least": disclosure.LEAST_VOTERS,
                 "addresses": cases.addresses(case),
                 "neighbours": [(other, cases.network_of(other) if may_decide else None) for other in cases.neighbours(case)],
                 "holds": cases.holds(case),
-                "decisions": [(decision, decided(decision)) for decision in cases.decisions(case)[: cases.MAX_SHOWN]],
+                "decisions": [
+                    (decision, decided(decision, reads_results=reads(decision.poll_id)))
+                    for decision in cases.decisions(case)[: cases.MAX_SHOWN]
+                ],
                 "blocks": case.blocks.filter(until__gt=now()),
                 "may_decide": may_decide,
                 "rulings": RULINGS,
@@ -231,16 +233,16 @@ class CaseAdmin(Deciding):
         elif asked == Ruling.BLOCK:
             tell(request, partial(make_block, form.cleaned_data, act_of(request, form), case))
         else:
-            tell(request, partial(rule, case, Ruling(asked), act_of(request, form)))
+            tell(request, partial(rule, case, Ruling(asked), act_of(request, form), request))
 
 
 @admin.register(Decision)
 class DecisionAdmin(ReadOnly, admin.ModelAdmin):
     """Only ever added, by decisions; nobody can change them."""
 
-    list_display = ["at", "actor", "ruling", "votes", "reason", "about", "what_changed"]
     list_display_links = None
     list_filter = ["ruling", "actor"]
+    fields = readonly_fields = ("at", "actor", "ruling", "votes", "reason", "about")
     ordering = ["-id"]
     search_fields = ["poll_id", "actor", "reason"]
     list_per_page = 50
@@ -250,6 +252,11 @@ class DecisionAdmin(ReadOnly, admin.ModelAdmin):
         links = ((reverse("admin:polls_suspiciousip_change", args=[case]), case) for case in decision.cases[: cases.MAX_SHOWN])
         return format_html_join(", ", '<a href="{}">#{}</a>', links)
 
-    @admin.display
-    def what_changed(self, decision: Decision) -> str:
-        return decided(decision)
+    def get_list_display(self, request: HttpRequest) -> list[Any]:
+        reads = readable(request, now())
+
+        @admin.display
+        def what_changed(decision: Decision) -> str:
+            return decided(decision, reads_results=reads(decision.poll_id))
+
+        return ["at", "actor", "ruling", "votes", "reason", "about", what_changed]

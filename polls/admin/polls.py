@@ -1,6 +1,7 @@
 """Polls and tallies."""
 
 import json
+from functools import cache
 from typing import Any, cast
 
 from django.contrib import admin, messages
@@ -10,7 +11,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.timezone import now
 
-from polls import editing, journal, results
+from polls import disclosure, editing, results, roles
 from polls.admin.read_only import ReadOnly
 from polls.journal import Act
 from polls.models import JournalEntry, Poll, PollQuerySet, PollStatus, ResultsVisibility, Tally
@@ -33,15 +34,19 @@ class JournalInline(ReadOnly, admin.TabularInline):
 
     model = JournalEntry
     verbose_name_plural = "journal"
-    fields = readonly_fields = ["at", "actor", "action", "reason", "shown"]  # type: ignore[assignment]
+    fields = ["at", "actor", "action", "reason", "told"]
+    readonly_fields = ["told"]
     ordering = ["-id"]
     extra = 0
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[JournalEntry]:
+        self._reader = roles.actor_of(request.user)  # an inline is made for each request
+        return super().get_queryset(request).select_related("poll")
+
     @admin.display(description="changes")
-    def shown(self, entry: JournalEntry) -> str:
-        if journal.tells_tallies(entry.action, entry.changes) and _is_sealed(entry.poll):
-            return "sealed"
-        return json.dumps(entry.changes, ensure_ascii=False)
+    def told(self, entry: JournalEntry) -> str:
+        reads_tallies = self._reader.reads_results(entry.poll, now()) and not results.are_held_back(entry.poll_id)
+        return json.dumps(disclosure.journal_of(entry, reads_tallies=reads_tallies), ensure_ascii=False)
 
 
 @admin.register(Poll)
@@ -73,6 +78,7 @@ class PollAdmin(admin.ModelAdmin):
         "auto_quarantine",
         "rule_parameters",
         "results_visibility",
+        "results_step",
         "created_at",
         "published_at",
         "opens_at",
@@ -89,14 +95,20 @@ class PollAdmin(admin.ModelAdmin):
     def voters(self, poll: Poll) -> str:
         return poll.voter_policy
 
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Poll | None:
+        poll = super().get_object(request, object_id, from_field)
+        if poll is not None:
+            poll.reader = roles.actor_of(request.user)
+        return poll
+
     @admin.display
     def results(self, poll: Poll) -> SafeString:
-        """The poll's tallies as the API shows them, to whom it shows them."""
-        if _is_sealed(poll):
-            return format_html("{}", f"Sealed until the poll's end, {poll.closes_at:%Y-%m-%d %H:%M:%S} UTC.")
-        read = results.read_results(poll.pk, at=now())
-        options = read["options"] if read else []
-        rows = [(option["position"], option["text"], option["votes"], f"{option['share']:.1%}", option["id"]) for option in options]
+        """The poll's tallies as the API shows them to whoever looks."""
+        at = now()
+        read = results.read_results(poll.pk, at) if poll.reader.reads_results(poll, at) else None  # type: ignore[attr-defined] # get_object
+        if read is None:
+            return format_html("<p>They are for {}.</p>", poll.get_results_visibility_display())
+        rows = [(option["position"], option["text"], option["votes"], f"{option['share']:.1%}", option["id"]) for option in read["options"]]
         return format_html(
             "<table><tr><th>Position</th><th>Option</th><th>Votes</th><th>Share</th><th>Id</th></tr>{}</table>",
             format_html_join("", "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>", rows),
@@ -120,20 +132,32 @@ class PollAdmin(admin.ModelAdmin):
         return False
 
 
-def _is_sealed(poll: Poll) -> bool:
-    return results.are_sealed(poll.results_visibility, poll.closes_at, now())
-
-
 @admin.register(Tally)
 class TallyAdmin(ReadOnly, admin.ModelAdmin):
-    list_display = ["poll", "chosen", "votes", "revision"]
+    """The tallies, as the results show them to whoever looks."""
+
     list_display_links = None
-    ordering = ["-poll__created_at", "poll_id", "-votes"]
+    fields = readonly_fields = ("poll", "chosen")
+    ordering = ["-poll__created_at", "poll_id", "selection"]
     search_fields = ["poll__title", "poll__id"]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Tally]:
         sealed = Q(poll__results_visibility=ResultsVisibility.SEALED, poll__closes_at__gt=now())
         return super().get_queryset(request).exclude(sealed).select_related("poll").prefetch_related("poll__options")
+
+    def get_list_display(self, request: HttpRequest) -> list[Any]:
+        reader, at = roles.actor_of(request.user), now()
+
+        @cache
+        def votes_of(poll: Poll) -> dict[int | None, int]:
+            read = results.read_results(poll.pk, at) if reader.reads_results(poll, at) else None
+            return {None: read["total_votes"], **{int(option["id"]): option["votes"] for option in read["options"]}} if read else {}
+
+        @admin.display(description="votes")
+        def votes(tally: Tally) -> int | str:
+            return votes_of(tally.poll).get(tally.selection[0] if tally.selection else None, "hidden")
+
+        return ["poll", "chosen", votes]
 
     @admin.display
     def chosen(self, tally: Tally) -> str:

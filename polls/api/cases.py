@@ -1,6 +1,11 @@
 """Suspicious addresses: what rules found, for operators to decide on and for auditors to read."""
 
+from collections.abc import Callable
+from datetime import datetime
+from functools import cache
+from itertools import chain
 from typing import Any
+from uuid import UUID
 
 from django.utils.timezone import now
 from drf_spectacular.utils import OpenApiExample, OpenApiResponse, extend_schema, extend_schema_field
@@ -9,7 +14,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from polls import blocks, cases, problems, review
+from polls import blocks, cases, disclosure, fraud, problems, review
 from polls.api.authentication import actor
 from polls.api.blocks import BlockSerializer, NewBlockSerializer, ends_at
 from polls.api.filters import CaseFilters, StrictFilters
@@ -17,12 +22,15 @@ from polls.api.operators import NOT_STORED, Operations, act_of
 from polls.api.pages import NewestFirst
 from polls.api.schema import refuses
 from polls.api.serializers import NetworkField, WhySerializer, checked
-from polls.models import Decision, Hold, Outcome, Ruling, SuspiciousIP
+from polls.disclosure import LEAST_VOTERS
+from polls.journal import Act
+from polls.models import Decision, Hold, Outcome, Poll, Ruling, SuspiciousIP
 
 CHANGES = {
-    "type": "object",
+    "type": ["object", "null"],
     "additionalProperties": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
-    "description": "{option id: [votes before, votes after]}, of options that differ.",
+    "description": "{option id: [votes before, votes after]}, of options that differ. Null where that would tell what fewer than "
+    f"{LEAST_VOTERS} voters chose, by itself or beside what was shown before, and for who may not read the poll's results.",
 }
 
 
@@ -77,12 +85,11 @@ class CaseSerializer(serializers.ModelSerializer[SuspiciousIP]):
 
     @extend_schema_field({"type": "object", "additionalProperties": True, "description": "What the rule saw, in numbers."})
     def get_evidence(self, case: SuspiciousIP) -> dict[str, Any]:
-        evidence: dict[str, Any] = case.evidence
-        return evidence
+        return fraud.without_choices(case.rule, case.evidence)
 
 
 class DecisionSerializer(serializers.ModelSerializer[Decision]):
-    """What somebody decided, and what it changed. Never changed itself."""
+    """What somebody decided or looked at, and what it changed or would have. Never changed itself."""
 
     id = serializers.CharField()
     poll = serializers.UUIDField(source="poll_id", allow_null=True)
@@ -92,12 +99,12 @@ class DecisionSerializer(serializers.ModelSerializer[Decision]):
     class Meta:
         model = Decision
         fields = ["id", "at", "actor", "ruling", "reason", "poll", "cases", "votes", "changes"]
-        extra_kwargs = {"votes": {"help_text": "How many votes it took out of the tally, or put back."}}
+        extra_kwargs = {"votes": {"help_text": "How many votes it took out of the tally, or put back; of a look, how many it was about."}}
 
     @extend_schema_field(CHANGES)
-    def get_changes(self, decision: Decision) -> dict[str, list[int]]:
-        changes: dict[str, list[int]] = decision.changes
-        return changes
+    def get_changes(self, decision: Decision) -> dict[str, list[int]] | None:
+        # Wants `reads_results` in its context.
+        return disclosure.changes_of(decision) if self.context["reads_results"](decision.poll_id) else None
 
 
 class DecidedSerializer(serializers.Serializer[Any]):
@@ -139,7 +146,8 @@ class ChoiceSerializer(serializers.Serializer[Any]):
     share = serializers.FloatField(help_text="Of the case's ballots, from 0 to 1.")
     others = serializers.IntegerField(help_text="Votes of everybody else that count.")
     others_share = serializers.FloatField()
-    votes = serializers.IntegerField(help_text="All that count for it now.")
+    votes = serializers.IntegerField(help_text="All that count for it.")
+    as_of = serializers.DateTimeField(help_text="When it was so: later votes are shown once they are enough not to tell anybody's choice.")
 
 
 class AddressVotesSerializer(serializers.Serializer[Any]):
@@ -186,9 +194,19 @@ class CaseDetailSerializer(CaseSerializer):
         step, bars = cases.over_time(case)
         return TimelineSerializer({"step_seconds": step.total_seconds(), "bars": bars}).data
 
-    @extend_schema_field(ChoiceSerializer(many=True))
+    @extend_schema_field(
+        ChoiceSerializer(
+            many=True,
+            allow_null=True,
+            help_text=f"Of the polls where this tells of {LEAST_VOTERS} voters at least, alone and beside what was shown before, and whose "
+            "results you may read. Null: of none.",
+        )
+    )
     def get_choices(self, case: SuspiciousIP) -> Any:
-        return ChoiceSerializer(cases.choices(case, self.context["at"]), many=True).data
+        who, at = self.context["actor"], self.context["at"]
+        found = review.choices(case, Act(who.name, at), lambda poll: who.reads_results(poll, at))
+        shown = [choices for _, choices in found if choices is not None]
+        return ChoiceSerializer(chain(*shown), many=True).data if shown or not found else None
 
     @extend_schema_field(NeighbourhoodSerializer)
     def get_subnet(self, case: SuspiciousIP) -> Any:
@@ -202,7 +220,7 @@ class CaseDetailSerializer(CaseSerializer):
 
     @extend_schema_field(DecisionSerializer(many=True))
     def get_decisions(self, case: SuspiciousIP) -> Any:
-        return DecisionSerializer(cases.decisions(case)[: cases.MAX_SHOWN], many=True).data
+        return DecisionSerializer(cases.decisions(case)[: cases.MAX_SHOWN], many=True, context=self.context).data
 
     @extend_schema_field(BlockSerializer(many=True))
     def get_blocks(self, case: SuspiciousIP) -> Any:
@@ -258,7 +276,8 @@ class CaseView(Operations):
         responses=OpenApiResponse(CaseDetailSerializer, "The case."),
     )
     def get(self, request: Request, case_id: int) -> Response:
-        context = {"actor": actor(request), "at": now()}
+        at = now()
+        context = {"actor": actor(request), "at": at, "reads_results": readable(request, at)}
         return Response(CaseDetailSerializer(found(case_id), context=context).data, headers=NOT_STORED)
 
 
@@ -285,10 +304,11 @@ def _ruling(ruling: Ruling, summary: str, description: str) -> type[APIView]:
             responses=OpenApiResponse(DecidedSerializer, "The case as it is now, and what was changed."),
         )
         def post(self, request: Request, case_id: int) -> Response:
-            reason = checked(WhySerializer, request.data)["reason"]
-            decisions = review.rule_on_case(case_id, ruling, act_of(request, now(), reason))
+            reason, at = checked(WhySerializer, request.data)["reason"], now()
+            decisions = review.rule_on_case(case_id, ruling, act_of(request, at, reason))
             shown = {"case": found(case_id), "decisions": decisions}
-            return Response(DecidedSerializer(shown, context={"actor": actor(request)}).data, headers=NOT_STORED)
+            context = {"actor": actor(request), "reads_results": readable(request, at)}
+            return Response(DecidedSerializer(shown, context=context).data, headers=NOT_STORED)
 
     return RulingView
 
@@ -335,6 +355,17 @@ class CaseBlockView(Operations):
             raise problems.NOT_OFFERED.says("Nothing can read this case's network any more. Say which one as `network`.")
         block = blocks.block(network, ends_at(wanted, at), act_of(request, at, wanted["reason"]), case)
         return Response(BlockSerializer(block, context={"actor": actor(request)}).data, status.HTTP_201_CREATED, headers=NOT_STORED)
+
+
+def readable(request: Request, at: datetime) -> Callable[[UUID | None], bool]:
+    """Return what tells, by a poll's id, whether who asks may read its results."""
+
+    @cache
+    def reads_results(poll_id: UUID | None) -> bool:
+        poll = Poll.objects.filter(pk=poll_id).first() if poll_id else None
+        return poll is not None and actor(request).reads_results(poll, at)
+
+    return reads_results
 
 
 def found(case_id: int) -> SuspiciousIP:

@@ -438,7 +438,11 @@ PATHS[RESULTS_PATH] = {
         parameters=[
             _POLL_ID,
             _header("If-None-Match", "The ETag of the results that you have.", {"type": "string"}),
-            _header("Vote-Receipt", "Where results_visibility is `after_vote`: the receipt of a vote in this poll.", {"type": "string"}),
+            _header(
+                "Vote-Receipt",
+                "Where results_visibility is `after_vote`: the receipt of a vote in this poll that counted.",
+                {"type": "string"},
+            ),
         ],
         security=_ANYBODY,
     )
@@ -471,7 +475,11 @@ PATHS["/api/v1/polls/{poll_id}/results/stream"] = {
         parameters=[
             _POLL_ID,
             _header("Last-Event-ID", "The `id` of the results that you have.", {"type": "string"}),
-            _header("Vote-Receipt", "Where results_visibility is `after_vote`: the receipt of a vote in this poll.", {"type": "string"}),
+            _header(
+                "Vote-Receipt",
+                "Where results_visibility is `after_vote`: the receipt of a vote in this poll that counted.",
+                {"type": "string"},
+            ),
         ],
         security=[{}],
     )

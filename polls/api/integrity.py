@@ -11,7 +11,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from polls import finality, integrity, problems
+from polls import finality, integrity, problems, results
 from polls.api.authentication import actor
 from polls.api.operators import NOT_STORED
 from polls.api.schema import refuses
@@ -36,7 +36,11 @@ class IntegritySerializer(serializers.Serializer[Any]):
     rejected = serializers.DictField(child=serializers.IntegerField(), help_text="{reason: votes}")
     quarantined = serializers.IntegerField()
     pending = serializers.IntegerField(help_text="Votes that wait in the database, because the broker could not take them.")
-    tallies = ComparedSerializer(many=True)
+    tallies = ComparedSerializer(
+        many=True,
+        allow_null=True,
+        help_text="Null for who may not read the poll's results, and while these are held back: they change by several ballots at once.",
+    )
     is_exact = serializers.BooleanField(help_text="Whether every vote has one outcome, and every tally is what the votes say.")
     bundles_waiting = serializers.IntegerField(
         allow_null=True, help_text="Messages with votes, of all polls, that the broker held seconds ago. Null: it does not tell."
@@ -70,10 +74,11 @@ class IntegrityView(APIView):
         if report is None:
             raise problems.UNKNOWN_POLL.says("No poll has this id.")
         found = finality.look(now())
-        return Response(IntegritySerializer(_shown(poll, report, found)).data, headers=NOT_STORED)
+        reads_tallies = asks.reads_results(poll, report.as_of) and not results.are_held_back(poll.pk)
+        return Response(IntegritySerializer(_shown(poll, report, found, reads_tallies=reads_tallies)).data, headers=NOT_STORED)
 
 
-def _shown(poll: Poll, report: integrity.Report, found: finality.Outstanding) -> dict[str, Any]:
+def _shown(poll: Poll, report: integrity.Report, found: finality.Outstanding, *, reads_tallies: bool) -> dict[str, Any]:
     return {
         "accepted": report.accepted,
         "counted": report.counted,
@@ -81,7 +86,7 @@ def _shown(poll: Poll, report: integrity.Report, found: finality.Outstanding) ->
         "rejected": report.aside.get(Outcome.REJECTED, {}),
         "quarantined": report.total(Outcome.QUARANTINED),
         "pending": report.pending,
-        "tallies": [compared._asdict() for compared in report.tallies],
+        "tallies": [compared._asdict() for compared in report.tallies] if reads_tallies else None,
         "is_exact": report.is_exact,
         "bundles_waiting": found.bundles,
         "not_final_because": finality.why_not(poll, found, report.as_of),

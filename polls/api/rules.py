@@ -11,7 +11,7 @@ from rest_framework.response import Response
 from polls import fraud, problems
 from polls.api.authentication import actor
 from polls.api.cases import CHANGES, CaseSerializer
-from polls.api.operators import NOT_STORED, Operations
+from polls.api.operators import NOT_STORED, Operations, act_of
 from polls.api.schema import refuses
 from polls.api.serializers import StrictSerializer, checked
 
@@ -43,6 +43,7 @@ class RulesSerializer(serializers.Serializer[Any]):
 class TrySerializer(StrictSerializer):
     poll = serializers.UUIDField(required=False, help_text="In this poll; if not said, in all that took votes lately.")
     parameters = serializers.DictField(default=dict, help_text="`{parameter: value}` where they are not the installation's or the poll's.")
+    reason = serializers.CharField(max_length=500, help_text="For the record: a try tells how results would change.")
 
 
 class FindingSerializer(CaseSerializer):
@@ -67,8 +68,9 @@ class TrialSerializer(serializers.Serializer[Any]):
     recall = serializers.FloatField(allow_null=True, help_text="Of what people voided: the part that it finds. Null: they voided none.")
 
     @extend_schema_field(CHANGES)
-    def get_changes(self, shown: dict[str, Any]) -> dict[str, tuple[int, int]]:
-        return {str(option): change for option, change in shown["changes"].items()}
+    def get_changes(self, shown: dict[str, Any]) -> dict[str, tuple[int, int]] | None:
+        changes = shown["changes"]
+        return None if changes is None else {str(option): change for option, change in changes.items()}
 
 
 class RulesView(Operations):
@@ -98,14 +100,21 @@ class TryView(Operations):
         tags=["cases"],
         summary="Try a rule on the stored votes",
         description="Whom it would flag, how the results would change without these votes, and how that agrees with past decisions. "
-        "Changes nothing.",
+        "Changes nothing, and is on record in each poll where it finds something.",
         request=TrySerializer,
-        examples=[OpenApiExample("fewer", {"parameters": {"votes": 100}}, request_only=True)],
+        examples=[OpenApiExample("fewer", {"parameters": {"votes": 100}, "reason": "Are there smaller ones?"}, request_only=True)],
         responses=OpenApiResponse(TrialSerializer, "What the rule finds."),
     )
     def post(self, request: Request, name: str) -> Response:
         wanted = checked(TrySerializer, request.data)
-        trial = fraud.try_rule(name, now(), poll_id=wanted.get("poll"), parameters=wanted["parameters"])
+        who, at = actor(request), now()
+        trial = fraud.try_rule(
+            name,
+            act_of(request, at, wanted["reason"]),
+            lambda poll: who.reads_results(poll, at),
+            poll_id=wanted.get("poll"),
+            parameters=wanted["parameters"],
+        )
         shown = {
             "parameters": trial.parameters,
             "found": len(trial.cases),

@@ -11,7 +11,8 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from polls import cases, problems, review
-from polls.api.cases import CHANGES, DecisionSerializer
+from polls.api.authentication import actor
+from polls.api.cases import CHANGES, DecisionSerializer, readable
 from polls.api.operators import NOT_STORED, Operations, act_of
 from polls.api.pages import NewestFirst
 from polls.api.schema import refuses
@@ -29,7 +30,7 @@ class RulingSerializer(StrictSerializer):
     subnet = NetworkField(required=False, help_text="A /24, of IPv6 a /64.")
     accepted_from = serializers.DateTimeField(required=False)
     accepted_until = serializers.DateTimeField(required=False, help_text="Not included.")
-    reason = serializers.CharField(required=False, max_length=500, help_text="For the record. Required, but in a dry run.")
+    reason = serializers.CharField(max_length=500, help_text="For the record, on which a dry run is, too.")
     dry_run = serializers.BooleanField(default=False, help_text="True: say what it would change, and change nothing.")
 
     def validate_address(self, network: str) -> str:
@@ -55,8 +56,6 @@ class RulingSerializer(StrictSerializer):
             raise serializers.ValidationError("Send either `address` or `subnet`.")
         if len(of_time) == 2 and attrs["accepted_from"] >= attrs["accepted_until"]:
             raise serializers.ValidationError({"accepted_until": ["This is not after `accepted_from`."]})
-        if not (attrs["dry_run"] or "reason" in attrs):
-            raise serializers.ValidationError({"reason": ["This field is required."]})
         return attrs
 
 
@@ -68,8 +67,8 @@ class ImaginedSerializer(serializers.Serializer[Any]):
     changes = serializers.SerializerMethodField()
 
     @extend_schema_field(CHANGES)
-    def get_changes(self, imagined: review.Imagined) -> dict[str, tuple[int, int]]:
-        return {str(option): change for option, change in imagined.changes.items()}
+    def get_changes(self, imagined: review.Imagined) -> dict[str, tuple[int, int]] | None:
+        return None if imagined.changes is None else {str(option): change for option, change in imagined.changes.items()}
 
 
 class DecisionPages(NewestFirst):
@@ -82,6 +81,9 @@ class RulingsView(Operations, generics.ListAPIView[Decision]):
     pagination_class = DecisionPages
     queryset = Decision.objects.none()
 
+    def get_serializer_context(self) -> dict[str, Any]:
+        return {"reads_results": readable(self.request, now())}
+
     def get_queryset(self) -> QuerySet[Decision]:
         if getattr(self, "swagger_fake_view", False):
             return Decision.objects.none()
@@ -91,7 +93,7 @@ class RulingsView(Operations, generics.ListAPIView[Decision]):
     @extend_schema(
         operation_id="rulings_list",
         tags=["cases"],
-        summary="Read what was decided about a poll's votes, latest first",
+        summary="Read what was decided about a poll's votes, and who looked, latest first",
         description="Who, when, why, and what it changed. Nobody can change or delete it.",
         responses=OpenApiResponse(DecisionSerializer(many=True), "A page of decisions."),
     )
@@ -116,14 +118,20 @@ class RulingsView(Operations, generics.ListAPIView[Decision]):
         summary="Hold votes of a poll out of the tally, or put them back",
         description=(
             "By rule, address, subnet, time, or network and time together: all votes that fit, and those still to come. A network is known "
-            "among the votes since the poll's keys were last changed. Repeatable."
+            "among the votes since the poll's keys were last changed. Repeatable. A dry run changes nothing, and is on record, too."
         ),
         request=RulingSerializer,
         examples=[
             OpenApiExample("rule", {"ruling": "void", "rule": "busy_ipv4_subnet", "reason": "All by one script."}, request_only=True),
             OpenApiExample(
                 "subnet",
-                {"ruling": "quarantine", "subnet": "192.0.2.0/24", "accepted_from": "2099-12-31T11:00:00Z", "dry_run": True},
+                {
+                    "ruling": "quarantine",
+                    "subnet": "192.0.2.0/24",
+                    "accepted_from": "2099-12-31T11:00:00Z",
+                    "dry_run": True,
+                    "reason": "How much is it?",
+                },
                 request_only=True,
             ),
         ],
@@ -134,18 +142,20 @@ class RulingsView(Operations, generics.ListAPIView[Decision]):
     )
     def post(self, request: Request, poll_id: UUID) -> Response:
         wanted = checked(RulingSerializer, request.data)
-        poll, ruling = _poll(poll_id), Ruling(wanted["ruling"])
+        poll, ruling, at = _poll(poll_id), Ruling(wanted["ruling"]), now()
+        act = act_of(request, at, wanted["reason"])
         if wanted["dry_run"]:
             about = list(cases.of_rule(poll.pk, wanted["rule"])) if "rule" in wanted else []
             selectors = [Selector.of_case(case) for case in about] if "rule" in wanted else _selectors(poll, wanted)
-            imagined = review.imagine(poll.pk, selectors, ruling, [case.pk for case in about])
+            reads_results = actor(request).reads_results(poll, at)
+            imagined = review.look(poll.pk, selectors, ruling, act, [case.pk for case in about], reads_results=reads_results)
             return Response(ImaginedSerializer(imagined).data, headers=NOT_STORED)
-        act = act_of(request, now(), wanted["reason"])
         if "rule" in wanted:
             decision = review.rule_on_rule(poll.pk, wanted["rule"], ruling, act)
         else:
             decision = review.rule(poll.pk, _selectors(poll, wanted), ruling, act)
-        return Response(DecisionSerializer(decision).data, status.HTTP_201_CREATED, headers=NOT_STORED)
+        context = {"reads_results": readable(request, at)}
+        return Response(DecisionSerializer(decision, context=context).data, status.HTTP_201_CREATED, headers=NOT_STORED)
 
 
 def _poll(poll_id: UUID) -> Poll:

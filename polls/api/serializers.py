@@ -6,7 +6,7 @@ from typing import Any
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from polls import editing, fraud, journal
+from polls import disclosure, editing, fraud, journal
 from polls.models import MAX_OPTIONS, JournalEntry, Option, Poll, PollStatus
 
 
@@ -142,6 +142,7 @@ class PollSerializer(StrictSerializer, serializers.ModelSerializer[Poll]):
             "auto_quarantine",
             "rule_parameters",
             "results_visibility",
+            "results_step",
             "opens_at",
             "closes_at",
             "created_at",
@@ -170,6 +171,12 @@ class PollSerializer(StrictSerializer, serializers.ModelSerializer[Poll]):
             "limit_mode": {"help_text": "What happens to votes beyond a limit."},
             "auto_quarantine": {"help_text": "Whether votes that a rule finds suspicious are held before anybody has looked."},
             "results_visibility": {"help_text": "Who reads the results, and when. The people behind the poll do always, unless `sealed`."},
+            "results_step": {
+                "min_value": 1,
+                "max_value": 10_000,
+                "help_text": "Until the poll is final its results change only once so many ballots more are in: with 10, nobody who stands "
+                "beside a voter sees the choice in them. 1 by default; it only grows once the poll is open.",
+            },
             "opens_at": {"help_text": "Default: now."},
         }
 
@@ -313,9 +320,9 @@ class JournalEntrySerializer(serializers.ModelSerializer[JournalEntry]):
         {
             "type": "object",
             "additionalProperties": {"type": "array", "items": {}, "minItems": 2, "maxItems": 2},
-            "description": "{field: [before, after]}; what changed tallies only for who may read the results.",
+            "description": "{field: [before, after]}; tallies for who may read the results, and where they tell of enough voters.",
         }
     )
     def get_changes(self, entry: JournalEntry) -> dict[str, Any]:
-        changes: dict[str, Any] = entry.changes
-        return changes if self.context["reads_results"] or not journal.tells_tallies(entry.action, changes) else {}
+        # Wants `reads_tallies` in its context.
+        return disclosure.journal_of(entry, reads_tallies=self.context["reads_tallies"])

@@ -341,11 +341,11 @@ class JournalView(generics.ListAPIView[JournalEntry]):
             return JournalEntry.objects.none()
         at = now()
         poll = _seen_inside(self.request, self.kwargs["poll_id"], at)
-        self.reads_results = actor(self.request).reads_results(poll, at)
+        self.reads_tallies = actor(self.request).reads_results(poll, at) and not results.are_held_back(poll.pk)
         return JournalEntry.objects.filter(poll=poll)
 
     def get_serializer_context(self) -> dict[str, Any]:
-        return {"reads_results": self.reads_results}
+        return {"reads_tallies": self.reads_tallies}
 
 
 class HistoryPages(LatestFirst):

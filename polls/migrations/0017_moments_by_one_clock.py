@@ -5,7 +5,7 @@ from django.db.models.functions import Now
 
 
 class Migration(migrations.Migration):
-    dependencies = [("polls", "0014_voter_secrets")]
+    dependencies = [("polls", "0016_results_step")]
 
     operations = [
         migrations.AddField("moment", "noted_at", models.DateTimeField(db_default=Now())),

@@ -91,13 +91,13 @@ class ComparedResults:
     options: list[OptionVotes]
 
 
-@strawberry.type(description="How the results would be with all votes that are under review, and without any.")
+@strawberry.type(description="How the results would be with all votes that are under review, and without any; null for too few voters.")
 class Review:
     as_of: Moment
     open_cases: int
     voters: int
-    with_: ComparedResults = strawberry.field(name="with")
-    without: ComparedResults
+    with_: ComparedResults | None = strawberry.field(name="with")
+    without: ComparedResults | None
 
 
 @strawberry.type(description="The tallies of the votes counted so far.")
@@ -141,6 +141,7 @@ class Poll:
     allow_change: bool
     allow_withdrawal: bool
     results_visibility: ResultsVisibility
+    results_step: int
     opens_at: Moment
     closes_at: Moment
     created_at: Moment
@@ -154,10 +155,9 @@ class Poll:
     rule_parameters: JSON | None = None
     version: int | None = None
 
-    @strawberry.field(description="Null, with an error, while they are hidden; a receipt of the poll shows those that are for voters.")
+    @strawberry.field(description="Null, with an error, while they are hidden; the receipt of a vote that counted shows those for voters.")
     def results(self, info: Info, receipt: str | None = None) -> Results | None:
-        genuine = receipts.read(receipt) if receipt else None
-        has_voted = genuine is not None and genuine.poll_id == self.row.pk
+        has_voted = receipts.has_counted(receipt, self.row.pk) if receipt else False
         views.check_reads_results(info.context.request, self.row, info.context.at, has_voted=has_voted)
         shown = dict(self.page.results[self.row.pk])
         del shown["poll"], shown["errata"]  # the poll has them
@@ -169,7 +169,7 @@ def _show_review(shown: dict[str, Any] | None) -> Review | None:
     if shown is None:
         return None
     compared = {
-        name: ComparedResults(total_votes=side["total_votes"], options=[OptionVotes(**option) for option in side["options"]])
+        name: side and ComparedResults(total_votes=side["total_votes"], options=[OptionVotes(**option) for option in side["options"]])
         for name, side in (("with_", shown["with"]), ("without", shown["without"]))
     }
     return Review(as_of=shown["as_of"], open_cases=shown["open_cases"], voters=shown["voters"], **compared)
@@ -265,6 +265,7 @@ class NewPoll:
     auto_quarantine: bool | None = UNSET
     rule_parameters: JSON | None = UNSET
     results_visibility: ResultsVisibility | None = UNSET
+    results_step: int | None = UNSET
     opens_at: Moment | None = UNSET
     draft: bool | None = UNSET
 

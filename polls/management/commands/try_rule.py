@@ -1,5 +1,6 @@
 """manage.py try_rule: whom a rule would flag on the stored votes, and what that would change, before anybody relies on it."""
 
+import getpass
 from argparse import ArgumentParser
 from typing import Any
 from uuid import UUID
@@ -7,8 +8,9 @@ from uuid import UUID
 from django.core.management import BaseCommand, CommandError
 from django.utils.timezone import now
 
-from polls import fraud, networks
+from polls import fraud, networks, roles
 from polls.fraud import RULES, Trial
+from polls.journal import Act
 from polls.models import Option, SuspiciousIP
 from polls.moments import iso
 from polls.problems import Refusal
@@ -22,6 +24,7 @@ class Command(BaseCommand):
         parser.add_argument("--list", action="store_true", help="only say which rules there are, with their parameters")
         parser.add_argument("--poll", type=UUID, help="in this poll; otherwise in all that took votes lately")
         parser.add_argument("--set", action="append", default=[], metavar="PARAMETER=VALUE", help="another value than usually; repeatable")
+        parser.add_argument("--reason", default="", help="why, for the record: it shows how results would change")
         parser.add_argument("--reveal", action="store_true", help="show the networks readable, while their secret exists")
         parser.add_argument("--most", type=int, default=50, help="show at most this many, the most suspicious first (50)")
 
@@ -32,8 +35,16 @@ class Command(BaseCommand):
             raise CommandError("Say which rule: try_rule NAME, or try_rule --list.")
         if options["most"] < 1:
             raise CommandError("--most takes a number from 1.")
+        at = now()
         try:
-            trial = fraud.try_rule(options["name"], now(), poll_id=options["poll"], parameters=_parameters(options["set"]))
+            trial = fraud.try_rule(
+                options["name"],
+                Act(f"{getpass.getuser()} at the console", at, options["reason"]),
+                # Who is at the console has no role here.
+                lambda poll: roles.actor_of(None).reads_results(poll, at),
+                poll_id=options["poll"],
+                parameters=_parameters(options["set"]),
+            )
         except Refusal as refusal:
             raise CommandError(f"{_field(refusal)}{refusal.detail}") from None
         self._show(trial, most=options["most"], reveals=options["reveal"])
@@ -56,8 +67,13 @@ class Command(BaseCommand):
         if len(trial.cases) > most:
             self.stdout.write(f"... and {len(trial.cases) - most} more")
         self.stdout.write(f"\n{len(trial.cases)} networks, {trial.votes} votes of {trial.voters} voters")
-        texts = dict(Option.objects.filter(pk__in=trial.changes).values_list("pk", "text"))
-        for option, (votes, then) in sorted(trial.changes.items()):
+        if trial.changes is None:
+            self.stdout.write(
+                "  how the results would change is not shown: it would tell what too few voters chose, or they are not public"
+            )
+        changes = trial.changes or {}
+        texts = dict(Option.objects.filter(pk__in=changes).values_list("pk", "text"))
+        for option, (votes, then) in sorted(changes.items()):
             self.stdout.write(f"  {texts.get(option, option)}: {votes} -> {then}")
         seen = trial.reviewed
         self.stdout.write(
