@@ -206,8 +206,9 @@ class _Rules:
 
     @classmethod
     def of(
-        cls, poll_id: UUID, last_stands: bool, method: str, options: list[int], address_limit: int | None, subnet_limit: int | None, mode: str,
-        holds_version: int, is_final: bool, results_step: int, voter_secret: memoryview | None, has_keyed_vote_ids: bool,
+        cls, poll_id: UUID, last_stands: bool, method: str, options: list[int],
+        address_limit: int | None, subnet_limit: int | None, mode: str, holds_version: int, is_final: bool, results_step: int,
+        voter_secret: memoryview | None, has_keyed_vote_ids: bool,
     ) -> Self:  # fmt: skip
         """Return them from a row of _LOCK_POLLS."""
         return cls(

@@ -237,7 +237,8 @@ class Intake:
             logger.debug("request %s: vote %s accepted", request.id, accepted.id, extra={"request_id": request.id, "vote_id": accepted.id})
         location = VOTES + accepted.receipt
         headers = [*_JSON, (b"location", location.encode()), (b"cache-control", b"no-store")]
-        links = {"self": location, "results": f"{POLLS}{poll_id}/results"}
+        # `self` is for clients of the version before: what is in a URL stands in the logs of everything on the way.
+        links = {"self": location, "status": f"{VOTES}status", "results": f"{POLLS}{poll_id}/results"}
         shown = AcceptedAlone(accepted.id, accepted.receipt, "pending", iso_of(accepted.vote.accepted_at), links)
         code = 202
         if (seconds := request.wait_seconds) is not None:

@@ -87,7 +87,14 @@ SCHEMAS: dict[str, Any] = {
         {
             **_ACCEPTED,
             "status": {"type": "string", "enum": ["pending", "counted", "quarantined"]},
-            "links": _object("self results", {"self": {"type": "string"}, "results": {"type": "string"}}),
+            "links": _object(
+                "self status results",
+                {
+                    "self": {"type": "string", "description": "The receipt in a URL. `status` keeps it out of logs."},
+                    "status": {"type": "string", "description": "Where to send the receipt in a body."},
+                    "results": {"type": "string"},
+                },
+            ),
         },
     ),
     "BatchAnswer": _object(
@@ -365,7 +372,8 @@ PATHS: dict[str, Any] = {
             "votes_read",
             "votes",
             "Read what became of a vote",
-            "Never tells what was chosen. May still change where a voter's votes overtake each other on the way.",
+            "Never tells what was chosen. May still change where a voter's votes overtake each other on the way. A URL stands in the logs of "
+            "everything on the way, and so does the receipt in it: `POST /api/v1/votes/status` takes it in the body.",
             {"200": _json("VoteStatus", "What is known of the vote.")},
             problems.UNKNOWN_RECEIPT,
             problems.INVALID,
