@@ -269,9 +269,10 @@ def test_a_poll_does_not_become_final_while_a_batch_is_being_counted(poll, prefi
 
 
 def test_what_is_one_options_id_and_anothers_text_is_refused(run, make_poll, client_key, tmp_path):
-    poll = make_poll()
+    poll = make_poll(opens_in=60)
     soup, salad = option(poll, "soup"), option(poll, "salad")
     poll.options.filter(pk=salad).update(text=str(soup))
+    Poll.objects.filter(pk=poll.pk).update(opens_at=now())
 
     assert run(poll, f"voter,option\nalice,{soup}\nbob,{salad}\n") == {"rows": 2, "counted": 1, "refused": 1}
     assert refused(tmp_path) == {2: "unknown-option"}

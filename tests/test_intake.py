@@ -38,7 +38,7 @@ def test_a_vote_is_accepted_counted_and_shown(api, poll):
     assert (status["id"], status["accepted_at"], status["reason"]) == (accepted["id"], accepted["accepted_at"], None)
     wait_until(lambda: api.get(accepted["links"]["results"]).json["total_votes"] == 1)
     results = api.get(accepted["links"]["results"]).json
-    assert set(results) == {"poll", "status", "method", "total_votes", "options", "revision", "as_of", "is_final", "review"}
+    assert set(results) == {"poll", "status", "method", "total_votes", "options", "revision", "as_of", "is_final", "errata", "review"}
     assert [(o["text"], o["position"], o["votes"], o["share"]) for o in results["options"]] == [("soup", 1, 1, 1.0), ("salad", 2, 0, 0.0)]
     assert (results["poll"], results["status"], results["revision"]) == (str(poll.pk), "open", 1)
     assert results["review"] is None

@@ -11,9 +11,11 @@ import pytest
 from django.conf import settings as project
 from django.contrib.auth import get_user_model
 from django.test import Client
+from django.utils.timezone import now
 
-from polls import counting, deadletters, problems
+from polls import counting, deadletters, editing, problems
 from polls.bundles import AcceptedVote
+from polls.journal import Act
 from polls.models import OutboxBundle
 from tests.conftest import PASSWORD, Api, bundle_of, make_user, signed_in, tallies, task_message, vote_of, wait_until
 from tests.test_accounts import deaf_to
@@ -137,10 +139,10 @@ def test_of_many_faults_the_first_are_told(operator, bury):
 
 
 def test_a_letter_tells_its_polls_and_which_votes_are_still_without_an_outcome(operator, make_poll, bury):
-    many, few, gone = make_poll(), make_poll(), make_poll()
+    many, few, gone = make_poll(), make_poll(), make_poll(draft=True)
     votes = [vote_of(many, "alice"), vote_of(many, "bob"), vote_of(many, "carol"), vote_of(few, "alice"), vote_of(few, "bob")]
     lost = vote_of(gone, "alice")
-    gone.delete()
+    editing.delete_poll(gone.pk, Act("olga", now()))
     counting.count_votes(votes[:1])
     bury(*bundle_of(*votes, lost))
 

@@ -106,7 +106,7 @@ def test_what_a_replica_does_not_have_yet_is_read_from_the_primary(make_poll, us
 def test_a_poll_that_is_too_new_for_the_replica(make_poll, use_replica, pair):
     """The replica has the tables, and not the poll."""
     poll = make_poll()
-    tables = ["polls", "options", "tallies", "comparisons"]
+    tables = ["polls", "options", "tallies", "comparisons", "shown_results"]
     with connection.cursor() as cursor:
         for table in tables:
             cursor.execute("SELECT column_name, udt_name FROM information_schema.columns WHERE table_name = %s", [table])

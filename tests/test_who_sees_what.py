@@ -124,7 +124,7 @@ ELSEWHERE: dict[str, tuple[Callable[[Scene], bool], ...]] = {
         [fact for fact in BY_HTTP if fact.startswith("results of")],
         (
             lambda scene: "total_votes" in scene.log,
-            lambda scene: f"({scene.sealed.pk},{{{option(scene.sealed, 'soup')}}},1" in scene.tables,
+            lambda scene: f"{scene.sealed.pk},{{{option(scene.sealed, 'soup')}}},1" in scene.tables,
             lambda scene: True,  # a dump has it without
         ),
     ),

@@ -105,6 +105,8 @@ class PollAdmin(admin.ModelAdmin):
     def results(self, poll: Poll) -> SafeString:
         """The poll's tallies as the API shows them to whoever looks."""
         at = now()
+        if results.are_sealed(poll.results_visibility, poll.closes_at, at):
+            return format_html("<p>Sealed until the poll's end, {}.</p>", f"{poll.closes_at:%Y-%m-%d %H:%M:%S} UTC")
         read = results.read_results(poll.pk, at) if poll.reader.reads_results(poll, at) else None  # type: ignore[attr-defined] # get_object
         if read is None:
             return format_html("<p>They are for {}.</p>", poll.get_results_visibility_display())

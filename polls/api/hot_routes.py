@@ -372,8 +372,8 @@ PATHS: dict[str, Any] = {
             "votes_read",
             "votes",
             "Read what became of a vote",
-            "Never tells what was chosen. May still change where a voter's votes overtake each other on the way. A URL stands in the logs of "
-            "everything on the way, and so does the receipt in it: `POST /api/v1/votes/status` takes it in the body.",
+            "Never tells what was chosen. May still change where a voter's votes overtake each other on the way. A URL stands in the logs "
+            "of everything on the way, and so does the receipt in it: `POST /api/v1/votes/status` takes it in the body.",
             {"200": _json("VoteStatus", "What is known of the vote.")},
             problems.UNKNOWN_RECEIPT,
             problems.INVALID,
