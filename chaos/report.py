@@ -28,11 +28,13 @@ class Run:
     notes: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
     verdict: Verdict = field(default_factory=Verdict)
+    # Whether a control made its scenario say what it should: see scenario.Scenario.
+    is_found: bool = False
 
     @property
     def is_as_it_should_be(self) -> bool:
-        """Whether nothing was found, or, where the product was broken on purpose, something by the oracle itself."""
-        return bool(self.verdict.faults) if self.is_control else not self.complaints
+        """Whether nothing was found, or, where the product was broken on purpose, something by the oracle itself, or by the scenario."""
+        return bool(self.verdict.faults or self.is_found) if self.is_control else not self.complaints
 
 
 def write(path: Path, runs: Iterable[Run]) -> None:

@@ -40,6 +40,7 @@ def run(name: str, seed: int, folder: Path, *, is_control: bool) -> Run:
                 scenario.after(stage)
             done.verdict = stage.judge()
             done.complaints = complaints(scenario, stage, done.verdict)
+            done.is_found = bool(scenario.finds) and any(scenario.finds in complaint for complaint in stage.complaints)
     except Exception as exc:
         traceback.print_exc()
         done.complaints.append(f"{type(exc).__name__}: {exc}")

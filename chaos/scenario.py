@@ -27,6 +27,8 @@ class Scenario:
     after: Callable[[Stage], None] | None = None
     # See clients.Crowd.
     crowd: Mapping[str, Any] = field(default_factory=dict)
+    # Part of what it complains of when it is a control, and the oracle can't see: that a poll was final too early, or never.
+    finds: str = ""
     # Dead letters that it leaves.
     dead_letters: int = 0
 

@@ -49,6 +49,13 @@ def drop_the_connection(**_: object) -> None:
 
 
 @task_postrun.connect
+def note_the_workers_clock(task: Any, **_: object) -> None:
+    from core import noting
+
+    noting.note_now_and_then("worker" if task.name == "votes.count" else "periodic")
+
+
+@task_postrun.connect
 def forget_what_was_asked(**_: object) -> None:
     """With DEBUG, Django keeps the last 9,000 statements of a connection, until a web request begins; some hold a thousand votes."""
     reset_queries()
@@ -57,11 +64,9 @@ def forget_what_was_asked(**_: object) -> None:
 @celeryd_after_setup.connect
 def export_figures(instance: Any, **_: object) -> None:
     """Let Prometheus see the worker's figures, before its children are there; those of the whole installation are with the clock's jobs."""
-    from core import exporting, noting  # they need Django's models, which are not there while this module is read
+    from core import exporting  # it needs Django's models, which are not there while this module is read
 
-    does_jobs = settings.PERIODIC_QUEUE in instance.app.amqp.queues.consume_from
-    exporting.start(watches=does_jobs)
-    noting.start("periodic" if does_jobs else "worker")
+    exporting.start(watches=settings.PERIODIC_QUEUE in instance.app.amqp.queues.consume_from)
 
 
 @beat_init.connect

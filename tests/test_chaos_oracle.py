@@ -339,3 +339,8 @@ def test_a_control_is_good_when_the_oracle_itself_finds_it_out(is_control, compl
     run = a_run(is_control=is_control, complaints=complaints, verdict=Verdict(lost=lost))
 
     assert run.is_as_it_should_be is as_it_should_be
+
+
+def test_a_control_is_good_when_its_scenario_finds_what_it_should():
+    assert a_run(is_control=True, complaints=["the poll was final"], is_found=True).is_as_it_should_be
+    assert not a_run(is_control=False, complaints=["the poll was final"], is_found=True).is_as_it_should_be

@@ -1,6 +1,7 @@
 """Clocks: how wrong each program's is, and where that is told."""
 
 import time
+from uuid import uuid4
 
 import pytest
 from django.conf import settings
@@ -111,12 +112,18 @@ def test_a_web_process_whose_clock_is_wrong_is_degraded(ahead, seconds, told):
     assert health._ask_database() == told
 
 
-def test_every_program_notes_its_clock(pipeline, tmp_path):
+def test_every_program_notes_its_clock(api, poll, tmp_path):
+    """Workers do between two tasks."""
+
+    def programs():
+        api.cast(poll, uuid4().hex)
+        return {clock.program for clock in clocks.known()}
+
     with queues_of_their_own():
         prefix = {"QUEUE_PREFIX": settings.QUEUE_PREFIX}
         with (
             process("core", "beat", log=tmp_path / "beat.log", **prefix),
             process("core", "periodic", log=tmp_path / "periodic.log", **prefix),
         ):
-            wait_until(lambda: {clock.program for clock in clocks.known()} == {"web", "worker", "periodic", "beat"}, seconds=60)
+            wait_until(lambda: programs() == {"web", "worker", "periodic", "beat"}, seconds=60)
     assert not any(clock.is_wrong for clock in clocks.known())
