@@ -89,8 +89,7 @@ def measure_web(poll: dict[str, Any], cast: Cast, votes: int, times: int) -> tup
     def tell() -> bytes:
         shown = []
         for place, vote in enumerate(taken):
-            accepted = accepting.Accepted.of(snapshot, vote)
-            shown.append(intake.AcceptedItem(accepted.id, accepted.receipt, "pending", iso_of(vote.accepted_at), place))
+            shown.append(intake.AcceptedItem(*snapshot.show(vote), "pending", iso_of(vote.accepted_at), place))
         return msgspec.json.encode(shown)
 
     return {

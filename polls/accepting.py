@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 from uuid import UUID
 
 import msgspec
@@ -142,21 +142,8 @@ class Voter:
     signature_key: int | None = None
 
 
-class Accepted(NamedTuple):
-    """An accepted vote, and its id and receipt as they are shown."""
-
-    id: UUID
-    receipt: str
-    vote: AcceptedVote
-
-    @staticmethod
-    def of(poll: PollSnapshot, vote: AcceptedVote) -> Accepted:
-        shown_id = poll.vote_ids.shown(vote.vote_id)
-        return Accepted(shown_id, poll.receipts.write(vote.voter_key, shown_id, vote.accepted_at), vote)
-
-    def read_receipt(self) -> Receipt:
-        vote = self.vote
-        return Receipt(vote.poll_id, vote.voter_key, vote.vote_id, from_microseconds(vote.accepted_at), self.id)
+# A vote that can't be lost any more, and its poll, which knows how it is shown.
+Accepted = tuple[PollSnapshot, AcceptedVote]
 
 
 class Desk:
@@ -214,7 +201,10 @@ class Desk:
             arrival = (poll.id, voter.key, voter.address_key, voter.subnet_key)
             if reason := await or_unavailable(self._limits.get(arrival)):
                 raise problems.LIMIT_REACHED.says(f"No more voters are let in from this network: {Reason(reason).label}.")
-        vote_id = poll.vote_ids.of(voter.key, _name_of_request(poll, check_key(caller.idempotency_key)), selection)
+        key = check_key(caller.idempotency_key)
+        if key is not None and poll.voter_policy == VoterPolicy.IP and not _is_secret(poll, key):
+            key = None
+        vote_id = poll.vote_ids.of(voter.key, key, selection)
         vote = AcceptedVote(
             vote_id,
             poll.id,
@@ -232,10 +222,12 @@ class Desk:
             await self._publisher.take(vote)
         except NobodyTookItError:
             raise _nobody_took_it() from None
-        return Accepted.of(poll, vote)
+        return poll, vote
 
-    async def accept_batch(self, poll_id: str, casts: Sequence[BatchItem | Refusal], caller: Caller) -> list[Accepted | Refusal]:
-        """Return for each of the casts the vote, safe as in `accept`, or why it is not taken; a Refusal among them stays one.
+    async def accept_batch(
+        self, poll_id: str, casts: Sequence[BatchItem | Refusal], caller: Caller
+    ) -> tuple[PollSnapshot, list[AcceptedVote | Refusal]]:
+        """Return the poll, and for each of the casts the vote, safe as in `accept`, or why it is not taken; a Refusal among them stays one.
 
         For API clients only, so that nobody can try codes by the thousand. A key of the whole batch (Idempotency-Key)
         makes every cast without one of its own repeatable, by its place.
@@ -272,13 +264,7 @@ class Desk:
         lost = await self._publisher.take_all(votes)
         if votes and len(lost) == len(votes):
             raise _nobody_took_it()
-        told: list[Accepted | Refusal] = []
-        for vote in taken:
-            if isinstance(vote, Refusal):
-                told.append(vote)
-            else:
-                told.append(_nobody_took_it() if vote.vote_id in lost else Accepted.of(poll, vote))
-        return told
+        return poll, [_nobody_took_it() if isinstance(vote, AcceptedVote) and vote.vote_id in lost else vote for vote in taken]
 
     async def make_voter_token(self, poll_id: str, caller: Caller) -> tuple[UUID, str]:
         """Return the poll's id and a fresh voter token for it; raises Refusal where nobody may have one."""
@@ -462,16 +448,14 @@ def check_key(idempotency_key: str | None) -> str | None:
     return idempotency_key
 
 
-def _name_of_request(poll: PollSnapshot, idempotency_key: str | None) -> str | None:
-    """Return the key where it names this request and no other; None where others who are the same voter could know it.
+def _is_secret(poll: PollSnapshot, idempotency_key: str) -> bool:
+    """Return whether only who sent the key can know it. In a poll whose vote ids are not keyed any key will do: it is older than this.
 
     Behind one address strangers are one voter. With the key of another's request, "counted" or "the key belongs to another choice" would
     tell whether both chose alike. A key that can be guessed is therefore none there: whoever votes second has a duplicate anyway.
     """
-    if poll.voter_policy != VoterPolicy.IP or idempotency_key is None or not poll.has_keyed_vote_ids:  # those keep their ids
-        return idempotency_key
     is_random = _RANDOM.fullmatch(idempotency_key) and len(set(idempotency_key)) >= _DIFFERENT
-    return idempotency_key if is_random and str(poll.id) not in idempotency_key.lower() else None
+    return not poll.has_keyed_vote_ids or bool(is_random and str(poll.id) not in idempotency_key.lower())
 
 
 async def or_unavailable(reading: Awaitable[V]) -> V:

@@ -19,6 +19,7 @@ from django.utils.timezone import now
 
 from polls import accepting, following, hosts, metrics, problems, receipts, results, throttling, voters
 from polls.accepting import VOTER_COOKIE, Accepted, BatchItem, Caller, Cast, Desk
+from polls.bundles import AcceptedVote
 from polls.following import Event, Follower, Following, Subject
 from polls.models import ResultsVisibility
 from polls.moments import iso, iso_of, microseconds_now
@@ -233,16 +234,18 @@ class Intake:
         return await self._accepted(await self._desk.withdraw(poll_id, cast, request), poll_id, request)
 
     async def _accepted(self, accepted: Accepted, poll_id: str, request: Request) -> Answer:
+        poll, vote = accepted
+        shown_id, receipt = poll.show(vote)
         if logger.isEnabledFor(logging.DEBUG):
-            logger.debug("request %s: vote %s accepted", request.id, accepted.id, extra={"request_id": request.id, "vote_id": accepted.id})
-        location = VOTES + accepted.receipt
+            logger.debug("request %s: vote %s accepted", request.id, shown_id, extra={"request_id": request.id, "vote_id": shown_id})
+        location = VOTES + receipt
         headers = [*_JSON, (b"location", location.encode()), (b"cache-control", b"no-store")]
         # `self` is for clients of the version before: what is in a URL stands in the logs of everything on the way.
         links = {"self": location, "status": f"{VOTES}status", "results": f"{POLLS}{poll_id}/results"}
-        shown = AcceptedAlone(accepted.id, accepted.receipt, "pending", iso_of(accepted.vote.accepted_at), links)
+        shown = AcceptedAlone(shown_id, receipt, "pending", iso_of(vote.accepted_at), links)
         code = 202
         if (seconds := request.wait_seconds) is not None:
-            status = await self._desk.wait_for(accepted.read_receipt(), seconds)
+            status = await self._desk.wait_for(poll.receipt_of(vote), seconds)
             if refusal := accepting.refusal_of(status):
                 refusal.headers.update({"Location": location, "Preference-Applied": f"wait={seconds}"})
                 raise refusal
@@ -254,11 +257,11 @@ class Intake:
     async def _cast_batch(self, poll_id: str, request: Request) -> Answer:
         """`POST /api/v1/polls/{id}/votes/batch`: every vote by itself, so that a bad one never fails its neighbours."""
         body = await request.read_body(MAX_BATCH_BYTES, ("application/json", "application/x-ndjson"))
-        taken = await self._desk.accept_batch(poll_id, _read_batch(body, request.media_type), request)
-        shown = [_show_item(index, vote) for index, vote in enumerate(taken)]
+        poll, taken = await self._desk.accept_batch(poll_id, _read_batch(body, request.media_type), request)
+        shown = [_show_item(index, vote, poll) for index, vote in enumerate(taken)]
         for cause, votes in Counter(vote.problem.slug for vote in taken if isinstance(vote, Refusal)).items():
             metrics.refused[cause].inc(votes)
-        accepted = sum(isinstance(vote, Accepted) for vote in taken)
+        accepted = sum(isinstance(vote, AcceptedVote) for vote in taken)
         answer = {"accepted": accepted, "refused": len(taken) - accepted, "votes": shown}
         return 200, [*_JSON, (b"cache-control", b"no-store")], msgspec.json.encode(answer)
 
@@ -450,10 +453,10 @@ def _read_item(item: bytes | msgspec.Raw) -> BatchItem | Refusal:
         return refusal
 
 
-def _show_item(index: int, taken: Accepted | Refusal) -> dict[str, Any] | AcceptedItem:
+def _show_item(index: int, taken: AcceptedVote | Refusal, poll: PollSnapshot) -> dict[str, Any] | AcceptedItem:
     if isinstance(taken, Refusal):
         return {"index": index, "status": "refused", "problem": taken.body()}
-    return AcceptedItem(taken.id, taken.receipt, "pending", iso_of(taken.vote.accepted_at), index)
+    return AcceptedItem(*poll.show(taken), "pending", iso_of(taken.accepted_at), index)
 
 
 def _shows_a_receipt(poll: PollSnapshot, request: Request) -> bool:

@@ -18,9 +18,10 @@ from django.conf import settings
 from django.utils.timezone import now
 
 from polls import clients, keys, metrics, patience, problems, receipts
+from polls.bundles import AcceptedVote
 from polls.keys import UnknownSecretError
 from polls.models import LimitMode, Option, Poll, Scope
-from polls.moments import to_microseconds
+from polls.moments import from_microseconds, to_microseconds
 from polls.networks import NetworkCipher, cipher_of
 from polls.voters import VoteIds, VoterKeys, is_in, vote_ids_of
 
@@ -126,8 +127,14 @@ class PollSnapshot:
         return vote_ids_of(self.keys, are_keyed=self.has_keyed_vote_ids)
 
     @cached_property
-    def receipts(self) -> receipts.Writer:
-        return receipts.Writer(self.id, self.vote_ids, self.keys)
+    def show(self) -> receipts.Show:
+        """Returns an accepted vote's id and receipt, as they are shown."""
+        return receipts.writer(self.id, self.vote_ids, self.keys)
+
+    def receipt_of(self, vote: AcceptedVote) -> receipts.Receipt:
+        """Return the vote's receipt, as `receipts.read` returns it."""
+        shown_id = self.vote_ids.shown(vote.vote_id)
+        return receipts.Receipt(vote.poll_id, vote.voter_key, vote.vote_id, from_microseconds(vote.accepted_at), shown_id)
 
     @cached_property
     def cipher(self) -> NetworkCipher:

@@ -20,7 +20,6 @@ from rest_framework.request import Request
 
 from core import logs
 from polls import accounts, bundles, clients, codes, editing, problems, receipts, results, roles, voters
-from polls.accepting import Accepted
 from polls.api.graphql import limits
 from polls.api.graphql.schema import schema, sdl
 from polls.api.graphql.shapes import Asked
@@ -28,6 +27,7 @@ from polls.api.graphql.view import MAX_BODY_BYTES
 from polls.counting import count_votes
 from polls.journal import Act
 from polls.models import ApiClient, JournalEntry, OutboxBundle, Poll, Scope
+from polls.snapshots import PollSnapshot
 from tests.conftest import (
     PASSWORD,
     ROOT,
@@ -793,7 +793,7 @@ def test_all_votes_of_a_request_share_the_time_that_they_are_waited_for(poll, ti
 
     class Desk:
         async def accept(self, *_):
-            return Accepted(vote.vote_id, "the receipt", vote)
+            return PollSnapshot.read(str(poll.pk)), vote
 
         async def wait_for(self, receipt, seconds):
             asked_for.append(round(seconds))

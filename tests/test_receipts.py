@@ -6,6 +6,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from polls import keys, receipts
+from polls.bundles import AcceptedVote
 from polls.keys import Keys
 from polls.moments import from_microseconds, iso, to_microseconds
 from polls.voters import FormerVoteIds, VoteIds
@@ -14,8 +15,12 @@ POLL, VOTER, VOTE = uuid4(), uuid4(), uuid4()
 AT = 1_800_000_000_123_456
 
 
+def written(ids, of=keys.OWN):
+    return receipts.writer(POLL, ids, of)(AcceptedVote(VOTE, POLL, VOTER, (17,), AT))[1]
+
+
 def test_a_receipt_tells_what_was_written_into_it():
-    text = receipts.Writer(POLL, VoteIds()).write(VOTER, VOTE, AT)
+    text = written(VoteIds())
 
     assert receipts.read(text) == receipts.Receipt(POLL, VOTER, VOTE, from_microseconds(AT), VOTE)
 
@@ -24,7 +29,7 @@ def test_a_receipt_of_a_poll_with_former_ids_shows_none_and_means_it_all_the_sam
     ids = FormerVoteIds()
     shown = ids.shown(VOTE)
 
-    text = receipts.Writer(POLL, ids).write(VOTER, shown, AT)
+    text = written(ids)
 
     assert receipts.read(text) == receipts.Receipt(POLL, VOTER, VOTE, from_microseconds(AT), shown)
     raw = base64.urlsafe_b64decode(text + "=")
@@ -43,7 +48,7 @@ def test_a_receipt_that_the_version_before_wrote_is_read(monkeypatch):
 
 def test_a_receipt_is_read_after_the_secret_was_changed_and_not_when_it_is_gone(monkeypatch):
     before, after = Keys("the one before"), Keys("the one after")
-    text = receipts.Writer(POLL, VoteIds(), before).write(VOTER, VOTE, AT)
+    text = written(VoteIds(), before)
 
     monkeypatch.setattr(keys, "KNOWN", (after, before))
     assert receipts.read(text).vote_id == VOTE
@@ -52,7 +57,7 @@ def test_a_receipt_is_read_after_the_secret_was_changed_and_not_when_it_is_gone(
 
 
 def test_a_receipt_has_one_spelling():
-    text = receipts.Writer(POLL, VoteIds()).write(VOTER, VOTE, AT)
+    text = written(VoteIds())
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
     assert [last for last in alphabet if receipts.read(text[:-1] + last)] == [text[-1]]
@@ -61,7 +66,7 @@ def test_a_receipt_has_one_spelling():
 
 
 def test_a_receipt_with_any_bit_changed_is_none_of_ours():
-    raw = base64.urlsafe_b64decode(receipts.Writer(POLL, VoteIds()).write(VOTER, VOTE, 1) + "=")
+    raw = base64.urlsafe_b64decode(written(VoteIds()) + "=")
 
     for byte in range(len(raw)):
         changed = raw[:byte] + bytes([raw[byte] ^ 1]) + raw[byte + 1 :]

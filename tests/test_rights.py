@@ -11,6 +11,7 @@ from django.db import connection
 from django.utils.timezone import now
 
 from polls import accounts, blocks, clients, codes, editing, problems, receipts, roles, voters
+from polls.bundles import AcceptedVote
 from polls.journal import Act
 from polls.models import ApiClient, Poll, Scope, VoterCode
 from polls.moments import microseconds_now
@@ -270,7 +271,8 @@ REQUESTS = {
 
 
 def receipt_of(scene):
-    return receipts.Writer(scene.poll.pk, VoteIds()).write(uuid4(), uuid4(), microseconds_now())
+    vote = AcceptedVote(uuid4(), scene.poll.pk, uuid4(), (), microseconds_now())
+    return receipts.writer(scene.poll.pk, VoteIds())(vote)[1]
 
 
 @pytest.fixture(scope="session")

@@ -232,15 +232,15 @@ def _take(
     """Return the accepted vote, with its outcome where it is waited for and known in time."""
     caller = DjangoCaller(asked.request._request, idempotency_key)
     try:
-        accepted = async_to_sync(accept)(poll_id, chosen, caller)
+        poll, vote = async_to_sync(accept)(poll_id, chosen, caller)
     finally:
         asked.request._request.rate = caller.rate or asked.request._request.rate  # type: ignore[attr-defined]
-    receipt = accepted.read_receipt()
+    receipt = poll.receipt_of(vote)
     status = receipt.pending()
     if (seconds := min(wait_seconds, asked.waits_until - time.monotonic())) > 0:
         close_old_connections()  # those who wait hold none: there are fewer of them than there may be people
         status = async_to_sync(_desk(asked).wait_for)(receipt, seconds)
-    return Vote.of(accepted.receipt, status)
+    return Vote.of(poll.show(vote)[1], status)
 
 
 def _move(asked: Asked, poll_id: str, move: Callable[..., models.Poll], takes: type[BaseSerializer[Any]], **wanted: Any) -> Poll:
