@@ -13,7 +13,7 @@ from django.db import connection
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
 
-from polls import clocks, problems, publishing
+from polls import clocks, problems, publishing, voter_secrets
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -53,6 +53,8 @@ class Readiness:
 
     def _accepts(self, wrong: dict[str, str]) -> bool:
         """A vote needs a poll that is known, and a broker or an outbox that keeps it."""
+        if "voter_secret" in wrong:  # it was away when the process started, or the secret was changed since
+            return False
         is_broker_good = not wrong.keys() & {"broker", "queues"}
         if not wrong.keys() & {"database", "migrations"}:
             self._was_ready = True
@@ -91,6 +93,8 @@ def _ask_database() -> dict[str, str]:
             wrong["migrations"] = f"manage.py setup applies what is missing: {len(missing)}"
         if abs(ahead := clocks.ahead_seconds()) > clocks.TOLERATED_SECONDS:
             wrong["clock"] = clocks.in_words(ahead)
+        if not missing and (faults := voter_secrets.faults()):
+            wrong["voter_secret"] = " ".join(faults)
     finally:
         connection.close()
     return wrong

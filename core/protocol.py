@@ -59,6 +59,7 @@ class Protocol(HttpToolsProtocol):
         self._answer_whole: AnswerWhole | None = getattr(self.app, "answer_whole", None) if is_plain else None
         self._body: bytearray | None = None  # of a request that may turn out to be whole; uvicorn does not know of it yet
         self._unread = b""  # what came while MAX_WAITING requests waited
+        self._running: Any = None  # the cycle that is being answered; `cycle` is the one that came last
         # Of the request that is being parsed.
         self._is_in_body = False
         self._is_upgrade = False
@@ -72,6 +73,13 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow: _Flow = _Flow(transport, lambda: self.loop.call_soon(self._read_on))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        running = self._running
+        super().connection_lost(exc)
+        if running is not None and not running.response_complete:  # uvicorn tells the last one only
+            running.disconnected = True
+            running.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         if self._unread or self._is_over or len(data) > PIECE:
@@ -207,7 +215,7 @@ class Protocol(HttpToolsProtocol):
         else:
             self._body = None
             request = _Request(self, answering, self._keeps_alive)
-            self.cycle = request  # type: ignore[assignment]
+            self.cycle = self._running = request  # type: ignore[assignment]
             request.go_on()
         if self._is_over:
             if not self._keeps_alive:
@@ -282,6 +290,7 @@ class Protocol(HttpToolsProtocol):
     # --- What is answered -----------------------------------------------------------------------------------------------
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._running = cycle
         if isinstance(cycle, _Request):
             cycle.go_on()
         else:

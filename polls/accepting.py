@@ -46,9 +46,14 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.25
 _ATTEMPTS_SECONDS, _LAST_ATTEMPTS_SECONDS = 2, 3
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
-# What looks random: 22 characters are 128 bits in base64, a UUID has 36; of both ten characters at least are different.
-_RANDOM = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[\x21-\x7e]{22,255}")
-_DIFFERENT = 10
+# What nobody guesses: a UUID, 128 bits in hexadecimal, a ULID, 128 bits in base64; of each eight characters at least are different.
+_RANDOM = re.compile(
+    r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[0-9a-fA-F]{32,}|[0-9A-HJKMNP-TV-Z]{26}"
+    r"|(?=(?:.*[0-9]){2})(?=.*[a-z])(?=.*[A-Z])(?!(?:.*[-_+/]){5})[A-Za-z0-9_+/-]{22,}={0,2}"
+)
+_DIFFERENT = 8
+# Where somebody else may be the same voter to the poll: who shares the address; who made the code.
+_SHARED_VOTERS = (VoterPolicy.IP, VoterPolicy.CODE)
 
 
 class Cast(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -202,7 +207,7 @@ class Desk:
             if reason := await or_unavailable(self._limits.get(arrival)):
                 raise problems.LIMIT_REACHED.says(f"No more voters are let in from this network: {Reason(reason).label}.")
         key = check_key(caller.idempotency_key)
-        if key is not None and poll.voter_policy == VoterPolicy.IP and not _is_secret(poll, key):
+        if key is not None and poll.voter_policy in _SHARED_VOTERS and not _is_secret(poll, key):
             key = None
         vote_id = poll.vote_ids.of(voter.key, key, selection)
         vote = AcceptedVote(
@@ -451,8 +456,9 @@ def check_key(idempotency_key: str | None) -> str | None:
 def _is_secret(poll: PollSnapshot, idempotency_key: str) -> bool:
     """Return whether only who sent the key can know it. In a poll whose vote ids are not keyed any key will do: it is older than this.
 
-    Behind one address strangers are one voter. With the key of another's request, "counted" or "the key belongs to another choice" would
-    tell whether both chose alike. A key that can be guessed is therefore none there: whoever votes second has a duplicate anyway.
+    Behind one address strangers are one voter, and so is a code's holder and who made it. With the key of another's request, "counted" or
+    "the key belongs to another choice" would tell whether both chose alike. A key that can be guessed is therefore none there: whoever
+    votes second has a duplicate anyway.
     """
     is_random = _RANDOM.fullmatch(idempotency_key) and len(set(idempotency_key)) >= _DIFFERENT
     return not poll.has_keyed_vote_ids or bool(is_random and str(poll.id) not in idempotency_key.lower())

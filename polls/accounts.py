@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, cast
 
 from django.conf import settings
@@ -157,21 +157,31 @@ def _issue_tokens(user: User) -> Tokens:
 
 
 def _known(token: RefreshToken, user: User | None) -> OutstandingToken:
-    """Return the token's row. It holds the id and not the token, so that who reads the database can't sign in."""
+    """Return the token's row. It holds the id and not the token, so that who reads the database can't sign in.
+
+    And days instead of moments: who signs in and votes a moment later would be known by both moments.
+    """
     return OutstandingToken.objects.get_or_create(
         jti=token[jwt.JTI_CLAIM],
         defaults={
             "user": user,
             "token": "",
-            "created_at": token.current_time,
-            "expires_at": datetime_from_epoch(token["exp"]),
+            "created_at": _day(token.current_time),
+            "expires_at": _day(datetime_from_epoch(token["exp"])) + timedelta(days=1),
         },
     )[0]
 
 
 def _use_up(token: RefreshToken, user: User | None) -> bool:
     """Return whether the token was good until now. The table's unique key decides between requests at once."""
-    return BlacklistedToken.objects.get_or_create(token=_known(token, user))[1]
+    used, is_new = BlacklistedToken.objects.get_or_create(token=_known(token, user))
+    if is_new:
+        BlacklistedToken.objects.filter(pk=used.pk).update(blacklisted_at=_day(used.blacklisted_at))
+    return is_new
+
+
+def _day(moment: datetime) -> datetime:
+    return moment.replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 def _unauthenticated(detail: str) -> Refusal:

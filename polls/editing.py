@@ -11,7 +11,7 @@ from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import IntegrityError, OperationalError, connection, transaction
 
-from polls import journal, networks, problems, results, voter_secrets
+from polls import disclosure, journal, networks, problems, results, voter_secrets
 from polls.journal import Act, require_reason
 from polls.models import Option, Poll, PollStatus, ResultsVisibility, VoterPolicy, VotingMethod
 from polls.moments import iso
@@ -286,6 +286,8 @@ def _check_settings(poll: Poll, options: int) -> None:
         raise problems.INVALID.says(f"A ballot can't hold {poll.max_choices} of {options} options.", pointer="/max_choices")
     if poll.min_choices > poll.max_choices:
         raise problems.INVALID.says("`min_choices` is more than `max_choices`.", pointer="/min_choices")
+    if 1 < poll.results_step < disclosure.LEAST_VOTERS:
+        raise problems.INVALID.says(f"It is 1, or {disclosure.LEAST_VOTERS} at least.", pointer="/results_step")
     for name in ("address_limit", "subnet_limit"):
         if getattr(poll, name) is not None and poll.voter_policy == VoterPolicy.CLIENT:
             raise problems.INVALID.says("With voter_policy `client` votes come from the client's address, no voter's.", pointer=f"/{name}")

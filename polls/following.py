@@ -108,7 +108,11 @@ class Followed:
         self.told_at = time.monotonic()
         for number, follower in enumerate(list(self.followers), 1):
             if follower in self.followers:  # it may have gone meanwhile
-                say(follower)
+                try:
+                    say(follower)
+                except Exception as exc:  # its connection's fault, and none of the others'
+                    logger.warning("a follower could not be told (%s)", type(exc).__name__)
+                    follower.end()
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)
 

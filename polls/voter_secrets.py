@@ -13,7 +13,7 @@ from django.db.models import Exists, OuterRef
 from polls import keys
 from polls.models import NetworkSecret, Poll, VoterCode, VoterSecret
 
-_CURE = "Set VOTER_SECRET to the value that this database was filled with. To change it: docs/operations.md, Secrets."
+_CURE = "Set VOTER_SECRET or VOTER_SECRET_FALLBACKS to the secret with that one. To change it: docs/operations.md, Secrets."
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,9 @@ def faults() -> list[str]:
         cursor.execute(
             """
             SELECT fingerprint, count(*) FROM (
-                SELECT voter_secret AS fingerprint FROM polls WHERE finalised_at IS NULL
-                UNION ALL SELECT s.voter_secret FROM polls p JOIN network_secrets s ON s.id = p.network_secret_id WHERE finalised_at IS NULL
+                SELECT voter_secret AS fingerprint FROM polls WHERE finalised_at IS NULL AND archived_at IS NULL
+                UNION ALL SELECT s.voter_secret FROM polls p JOIN network_secrets s ON s.id = p.network_secret_id
+                WHERE finalised_at IS NULL AND archived_at IS NULL
             ) needed JOIN voter_secrets USING (fingerprint) WHERE lost_at IS NULL GROUP BY 1
             """
         )

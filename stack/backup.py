@@ -119,13 +119,16 @@ def copy_into(folder: Path, *, wait_seconds: float, with_secrets: bool) -> dict[
     if definitions:
         (folder / BROKER).write_text(json.dumps(definitions, indent=1))
     if with_secrets:
-        (folder / SECRETS).write_text("".join(f"{name}={os.environ[name]}\n" for name in SECRET_NAMES))
+        names = [name for name in (*SECRET_NAMES, *map(fallbacks_of, SECRET_NAMES)) if os.environ.get(name)]
+        (folder / SECRETS).write_text("".join(f"{name}={os.environ[name]}\n" for name in names))
     manifest = {
         "format": FORMAT,
         **found,
         "waiting_bundles": waiting,
         "dead_letters": dead_letters,
-        "secrets": {name: fingerprint(name) for name in SECRET_NAMES},
+        "secrets": {name: fingerprint(os.environ.get(name, "")) for name in SECRET_NAMES},
+        # Open polls may need these, too, while VOTER_SECRET is being changed.
+        "voter_secret_fallbacks": [fingerprint(secret) for secret in values_of("VOTER_SECRET")[1:]],
         "files": {path.name: checksum(path) for path in sorted(folder.iterdir())},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
@@ -210,11 +213,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_secrets(folder: Path, manifest: dict[str, Any], *, other_voter_secret: bool) -> None:
-    changed = [name for name in SECRET_NAMES if fingerprint(name) != manifest["secrets"][name]]
+    here = {name: [fingerprint(secret) for secret in values_of(name)] for name in SECRET_NAMES}
+    changed = [name for name in SECRET_NAMES if manifest["secrets"][name] not in here[name]]
+    if missing := set(manifest.get("voter_secret_fallbacks", ())) - set(here["VOTER_SECRET"]):
+        changed.append("VOTER_SECRET")
     cure = f"Put the lines of {folder / SECRETS} into .env" if (folder / SECRETS).exists() else "Set the old one"
     if "VOTER_SECRET" in changed and not other_voter_secret:
         raise StackError(
-            "VOTER_SECRET is not the one of the backup: everybody could vote again, and no receipt would be known. "
+            f"VOTER_SECRET{' (a fallback)' if missing else ''} is not the one of the backup: everybody could vote again, and "
+            "no receipt would be known. "
             f"{cure}, and try again. Is it lost? ARGS=--other-voter-secret."
         )
     if "SECRET_KEY" in changed:
@@ -402,9 +409,19 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fingerprint(name: str) -> str:
+def fallbacks_of(name: str) -> str:
+    return f"{name}_FALLBACKS"
+
+
+def values_of(name: str) -> list[str]:
+    """Return the secret of this name, and those before it (core/settings.py)."""
+    before = os.environ.get(fallbacks_of(name), "").split(",")
+    return [os.environ.get(name, ""), *(secret.strip() for secret in before if secret.strip())]
+
+
+def fingerprint(secret: str) -> str:
     """Return what tells whether a secret is the same one, and nothing else of it: it is long and random."""
-    return hashlib.blake2b(os.environ.get(name, "").encode(), person=b"backup", digest_size=16).hexdigest()
+    return hashlib.blake2b(secret.encode(), person=b"backup", digest_size=16).hexdigest()
 
 
 def counts(rows: dict[str, int]) -> str:

@@ -668,3 +668,16 @@ def deaf_to(word):
                 with suppress(OSError):
                     each.shutdown(socket.SHUT_RDWR)
                 each.close()
+
+
+def test_a_dump_does_not_tell_when_somebody_signed_in(pipeline):
+    """By the second: a vote a moment later would be theirs."""
+    person = make_user(f"quiet-{time.time_ns()}")
+    accounts.refresh(accounts.sign_in(person.username, PASSWORD).refresh)
+
+    rows = OutstandingToken.objects.filter(user=person)
+    moments = [moment for row in rows for moment in (row.created_at, row.expires_at)]
+    moments += BlacklistedToken.objects.filter(token__in=rows).values_list("blacklisted_at", flat=True)
+    assert len(moments) == 5 and {(at.hour, at.minute, at.second, at.microsecond) for at in moments} == {(0, 0, 0, 0)}
+    person.refresh_from_db()
+    assert person.last_login is None

@@ -375,6 +375,25 @@ def test_a_database_with_votes_is_replaced_only_when_that_is_said(scene: Scene, 
     assert told_to_manage == ["setup", "audit"] * 2
 
 
+def test_while_the_voter_secret_is_changed_the_one_before_is_part_of_a_backup(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    from stack import backup
+
+    old, new = "o" * 50, "n" * 50
+    for name, value in (("VOTER_SECRET", new), ("VOTER_SECRET_FALLBACKS", f"{old},"), ("SECRET_KEY", "k" * 50)):
+        monkeypatch.setenv(name, value)
+    manifest = {
+        "secrets": {name: backup.fingerprint(value) for name, value in (("VOTER_SECRET", new), ("SECRET_KEY", "k" * 50))},
+        "voter_secret_fallbacks": [backup.fingerprint(old)],
+    }
+    backup.check_secrets(tmp_path, manifest, other_voter_secret=False)
+    monkeypatch.setenv("VOTER_SECRET", old)
+    monkeypatch.setenv("VOTER_SECRET_FALLBACKS", new)  # swapped, and all there
+    backup.check_secrets(tmp_path, manifest, other_voter_secret=False)
+    monkeypatch.setenv("VOTER_SECRET_FALLBACKS", "")
+    with pytest.raises(StackError, match="is not the one of the backup"):
+        backup.check_secrets(tmp_path, manifest, other_voter_secret=False)
+
+
 def test_another_voter_secret_is_refused_unless_the_old_one_is_lost(scene: Scene, backup: Path, stopped: None, told_to_manage: list[str]):
     refused(scene.stack, backup, "VOTER_SECRET is not the one of the backup", "--replace", VOTER_SECRET="x" * 50)
 

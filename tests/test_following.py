@@ -66,6 +66,20 @@ def finalise(poll):
 # --- Over HTTP --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("more", [b"BAD\r\n\r\n", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", b""])
+def test_who_goes_in_the_middle_of_something_takes_no_other_follower_along(api, poll, more):
+    with followed(api.port, stream_of(poll)) as stream:
+        stream.next(), stream.next()
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", api.port), timeout=10) as odd:
+                odd.sendall(f"GET {stream_of(poll)} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() + more)
+                assert b" 200 " in odd.recv(1000)
+        time.sleep(0.5)
+        for voter in ("alice", "bob", "carol"):
+            api.cast(poll, voter)
+            stream.next()
+
+
 def test_a_follower_gets_the_results_and_then_each_change(api, poll):
     with followed(api.port, stream_of(poll)) as stream:
         begin, first = stream.next(), stream.next()

@@ -789,11 +789,11 @@ def test_requests_count_together_with_those_of_rest(pipeline, tmp_path, make_pol
 
 @pytest.mark.parametrize(("time_left", "waited"), [(10, [10]), (3, [3]), (-1, [])])
 def test_all_votes_of_a_request_share_the_time_that_they_are_waited_for(poll, time_left, waited):
-    vote, asked_for = vote_of(poll, "alice"), []
+    vote, asked_for, snapshot = vote_of(poll, "alice"), [], PollSnapshot.read(str(poll.pk))
 
     class Desk:
         async def accept(self, *_):
-            return PollSnapshot.read(str(poll.pk)), vote
+            return snapshot, vote
 
         async def wait_for(self, receipt, seconds):
             asked_for.append(round(seconds))

@@ -15,13 +15,14 @@ from django.db import transaction
 from django.utils.timezone import now
 
 from polls import accounts, codes, keys, networks, receipts, voter_secrets
+from polls.bundles import AcceptedVote
 from polls.journal import Act
 from polls.keys import Keys
 from polls.models import NetworkSecret, Poll, VoterCode, VoterSecret
 from polls.problems import Refusal
 from polls.snapshots import PollSnapshot
 from polls.voters import account_of, is_voter_token, new_voter_token
-from tests.conftest import ROOT, Api, database_url, free_port, make_user, wait_until, web, worker
+from tests.conftest import ROOT, Api, database_url, free_port, make_user, process, wait_until, web, worker
 
 NEW = "the secret after the one of the tests, of more than fifty characters"
 
@@ -117,6 +118,28 @@ def test_the_first_setup_refuses_a_secret_that_reads_no_address(monkeypatch, und
     assert not networks.can_be_read()
 
 
+def test_a_web_process_with_another_secret_takes_no_votes_and_says_so(broker, tmp_path, make_poll):
+    """One that started while the database was away, or by another door than `python -m core`."""
+    port = free_port()
+    command = ("uvicorn", "core.asgi:application", "--port", str(port), "--http", "core.protocol:Protocol")
+    with process(*command, log=tmp_path / "web.log", VOTER_SECRET=NEW):
+        wait_until(lambda: _answers(port))
+        ready = Api(port, {}).get("/readyz")
+    assert ready.status == 503 and "this database wants" in ready.json["parts"]["voter_secret"]
+
+
+def test_an_archived_poll_needs_no_secret(monkeypatch, undone, make_poll):
+    make_poll()
+    Poll.objects.update(archived_at=now())
+    NetworkSecret.objects.all().update(voter_secret=Keys(NEW).fingerprint)
+    VoterSecret.objects.create(fingerprint=Keys(NEW).fingerprint, since=now())
+
+    have(monkeypatch, NEW)
+
+    assert voter_secrets.faults() == []
+    assert [use.open_polls for use in voter_secrets.uses()] == [0, 0]
+
+
 # --- Going over to another one ----------------------------------------------------------------------------------------
 
 
@@ -138,7 +161,7 @@ def test_a_poll_keeps_the_secret_that_it_was_made_with(monkeypatch, undone, make
     assert (old.keys.fingerprint, new.keys.fingerprint) == (Keys(before).fingerprint, Keys(NEW).fingerprint)
     assert old.network_secret != new.network_secret and old.network_keys("192.0.2.7") != new.network_keys("192.0.2.7")
     for poll in (old, new):
-        text = poll.receipts.write(voter, uuid4(), 1)
+        _, text = poll.show(AcceptedVote(uuid4(), poll.id, voter, (1,), 1))
         assert receipts.read(text).poll_id == poll.id
 
     have(monkeypatch, NEW)  # too early
@@ -191,6 +214,13 @@ def test_a_lost_secret_is_given_up_by_saying_so(monkeypatch, undone, make_poll, 
     with pytest.raises(Refusal):
         PollSnapshot.read(str(poll.pk)).voter_keys.of("alice")
     assert PollSnapshot.read(str(make_poll().pk)).voter_keys.of("alice")
+
+
+def test_what_needs_a_secret_is_told_to_a_process_that_has_another():
+    """The command would otherwise be kept from telling, and from giving the lost one up, by the check that every other one runs."""
+    told = run("manage.py", "rotate_voter_secret", "--status", VOTER_SECRET=NEW)
+
+    assert told.returncode == 0 and "not in this process's settings" in told.stdout
 
 
 # --- SECRET_KEY -------------------------------------------------------------------------------------------------------

@@ -5,8 +5,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from django.utils.timezone import now
 
-from polls import outbox, problems
+from polls import codes, outbox, problems
+from polls.journal import Act
 from tests.conftest import Api, answers, free_port, option, tallies, wait_until, web
 from tests.test_intake import assert_refused
 
@@ -192,7 +194,19 @@ def test_results_after_the_vote_are_for_who_has_changed_it(api, make_poll):
     assert Api(api.port, {}).get(f"/api/v1/polls/{poll.pk}/results", vote_receipt=first).status == 200
 
 
-@pytest.mark.parametrize("key", ["vote", "alice-1", "a" * 40, "9" * 40, "the-key-of-everybody-at-lunch", "poll"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "vote",
+        "alice-1",
+        "a" * 40,
+        "9" * 40,
+        "the-key-of-everybody-at-lunch",
+        "vote-2026-12-01-option-1",
+        "poll:Lunch;user:Jane;n=12345",
+        "poll",
+    ],
+)
 def test_behind_one_address_nobody_learns_by_a_key_what_another_chose(pipeline, make_poll, key):
     """Of who votes second, whatever they choose: the voter has voted."""
     for text in ("soup", "salad"):
@@ -204,7 +218,20 @@ def test_behind_one_address_nobody_learns_by_a_key_what_another_chose(pipeline, 
         assert tallies(poll) == {"soup": 1}
 
 
-@pytest.mark.parametrize("key", ["13e2300a-99ac-4d41-95b6-35b93934e195", "867014c37d20467386ff30ea553c3972", "01ARZ3NDEKTSV4RRFFQ69G5FAV"])
+def test_who_made_a_code_does_not_learn_by_a_key_what_its_holder_chose(pipeline, make_poll):
+    for text in ("soup", "salad"):
+        poll, nobody = make_poll(voter_policy="code"), Api(pipeline, {})
+        [issued] = codes.generate(poll, 1, Act("olga", now()))
+        body, headers = {"option": str(option(poll, "soup")), "code": issued.code}, {"idempotency_key": "1", "prefer": "wait=10"}
+        assert nobody.post(f"/api/v1/polls/{poll.pk}/votes", body, **headers).status == 201
+        second = nobody.post(f"/api/v1/polls/{poll.pk}/votes", {**body, "option": str(option(poll, text))}, **headers)
+        assert_refused(second, problems.DUPLICATE)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["13e2300a-99ac-4d41-95b6-35b93934e195", "867014c37d20467386ff30ea553c3972", "01ARZ3NDEKTSV4RRFFQ69G5FAV", "m3Hk9qPz_2LwXr7TbVn4cA"],
+)
 def test_behind_one_address_who_repeats_a_request_by_a_random_key_learns_that_it_counts(pipeline, make_poll, key):
     poll, nobody = make_poll(voter_policy="ip"), Api(pipeline, {})
     answers = [nobody.cast(poll, None, "soup", idempotency_key=key, prefer="wait=10") for _ in range(2)]
