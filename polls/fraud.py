@@ -633,7 +633,7 @@ def try_rule(
 
 
 def _polls_to_try(rule: Rule, polls: Sequence[Poll], at: datetime, reads_results: Callable[[Poll], bool], asked: Poll | None) -> list[Poll]:
-    """Return those of the polls in which the rule, which is about choices, may be tried. Raises Refusal if that is not the one asked for."""
+    """Return those of the polls in which the rule about choices may be tried. Raises Refusal if that is not the one asked for."""
     readable = [poll for poll in _open_to(rule, polls, at) if reads_results(poll)]
     if asked and not readable:
         raise problems.FORBIDDEN.says("The rule is about choices: it is tried by who may read the poll's results now.")

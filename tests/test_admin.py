@@ -17,7 +17,7 @@ from django.test import Client, RequestFactory
 from django.urls import reverse
 from django.utils.timezone import now
 
-from polls import deadletters, voters
+from polls import deadletters, roles, voters
 from polls.admin.polls import PollAdmin
 from polls.admin.read_only import StrictAdmin
 from polls.bundles import AcceptedVote
@@ -34,6 +34,8 @@ from polls.models import (
     OutboxBundle,
     PipelineDesk,
     Poll,
+    ResultsVisibility,
+    Scope,
     SuspiciousIP,
     Tally,
     Vote,
@@ -440,6 +442,28 @@ def test_tallies_that_the_reader_may_not_read_have_no_row(make_staff, desk, make
     assert rows(staff) == {"always", "after_close", "sealed"}
     Poll.objects.filter(pk=polls["by steps"].pk).update(finalised_at=now())
     assert rows(staff) == {"always", "after_close", "sealed", "by steps"}
+
+
+def test_whose_results_are_readable_is_the_same_for_one_poll_and_for_many(make_poll):
+    """`Actor.with_readable_results` is `reads_results` in SQL."""
+    at = now()
+    polls = []
+    for visibility in ResultsVisibility.values:
+        for fields in ({}, {"closes_at": at}, {"published_at": None}, {"archived_at": at}, {"published_at": None, "archived_at": at}):
+            polls.append(make_poll(results_visibility=visibility, opens_in=-60))
+            Poll.objects.filter(pk=polls[-1].pk).update(**fields)
+    mine = Poll.objects.filter(pk__in=[poll.pk for poll in polls])
+    owner, other = polls[0].owner, get_user_model()(pk=0)
+    readers = [roles.Actor(None, None, frozenset())]
+    readers += [roles.Actor(user, None, frozenset(has)) for user in (owner, other) for has in ((), *([role] for role in roles.ROLES))]
+    readers += [
+        roles.Actor(owner, ApiClient(owner=owner, poll=poll, scopes=scopes), frozenset([roles.OWNER]))
+        for poll in (None, polls[0])
+        for scopes in ([], [Scope.RESULTS_READ])
+    ]
+
+    for reader in readers:
+        assert set(reader.with_readable_results(mine, at)) == {poll for poll in mine if reader.reads_results(poll, at)}, reader
 
 
 # --- API clients ------------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ class RuleSerializer(serializers.Serializer[Any]):
     is_fast = serializers.BooleanField(help_text="True: looks at the latest votes every minute, beside at all of them every hour.")
     only_informs = serializers.BooleanField(help_text="True: its cases are never quarantined automatically.")
     is_about_choices = serializers.BooleanField(
-        help_text="True: it looks at what was chosen, so at no sealed results, and is tried as it is in force only, by who may read the results."
+        help_text="True: it looks at what was chosen: at no sealed results, and it is tried as it is in force only, by who may read them."
     )
     parameters = ParameterSerializer(many=True)
 
