@@ -22,12 +22,12 @@ from django.db import OperationalError, connection
 from django.db.backends.utils import CursorWrapper
 from django.db.models import Exists, OuterRef, Q
 
-from polls import journal, networks, problems, review
+from polls import journal, networks, problems, results, review
 from polls.cases import SOFT_LIMIT
 from polls.holds import Selector
 from polls.journal import CLOCK, Act
 from polls.literals import array
-from polls.models import CaseState, Hold, NetworkKind, Poll, Ruling, SuspiciousIP
+from polls.models import CaseState, Hold, NetworkKind, Poll, ResultsVisibility, Ruling, SuspiciousIP
 from polls.problems import Refusal
 
 logger = logging.getLogger(__name__)
@@ -85,12 +85,17 @@ class Rule:
     ip_version: int | None = None
     # Whether it is asked every minute about what is new, beside every hour about all.
     is_fast: bool = False
-    # Whether its answers are for people only: no automatic quarantine.
+    # Whether its answers are for people only (see `never_holds`).
     only_informs: bool = False
     # Whether it looks at many polls together.
     over_polls: bool = False
     # Whether it looks at what was chosen. How far it is beyond its thresholds then tells each further vote: only that it is, is kept.
+    # That it is tells of choices too: it looks at no poll whose results are sealed, and it only informs, for everybody sees what is held.
     is_about_choices: bool = False
+
+    @property
+    def never_holds(self) -> bool:
+        return self.only_informs or self.is_about_choices
 
 
 _FOLDER = Path(__file__).parent / "rules"
@@ -287,15 +292,19 @@ def _alone() -> Iterator[bool]:
 
 
 def _polls_with_news(at: datetime, since: datetime) -> list[Poll]:
-    """Return the polls in which somebody voted, or tried to, since then."""
+    """Return the polls in which somebody voted, or tried to, since then, and those with sealed results that have ended since.
+
+    Rules about choices have never looked at these.
+    """
     with connection.cursor() as cursor:
         cursor.execute(
             """
             SELECT DISTINCT poll_id FROM votes WHERE accepted_at > %(since)s AND accepted_at <= %(at)s
             UNION SELECT DISTINCT poll_id FROM outcomes WHERE accepted_at > %(since)s AND accepted_at <= %(at)s
             UNION SELECT DISTINCT poll_id FROM attempts WHERE hour > %(since)s - interval '1 hour' AND hour <= %(at)s
+            UNION SELECT id FROM polls WHERE results_visibility = %(sealed)s AND closes_at > %(since)s AND closes_at <= %(at)s
             """,
-            {"since": since, "at": at},
+            {"since": since, "at": at, "sealed": ResultsVisibility.SEALED},
         )
         ids = [poll_id for (poll_id,) in cursor]
     return _read_polls(Q(pk__in=ids))
@@ -360,7 +369,7 @@ def _apply(
     rules: Iterable[Rule], polls: Sequence[Poll], at: datetime, *, since: datetime | None, parameters: Mapping[str, float] | None = None
 ) -> dict[str, list[SuspiciousIP]]:
     """Return {rule: the cases that it finds}, not stored. `parameters` instead of the installation's and the polls'."""
-    questions = [question for rule in rules for question in _questions(rule, polls, parameters)]
+    questions = [question for rule in rules for question in _questions(rule, _open_to(rule, polls, at), parameters)]
     least = min((question.parameters.get("votes", 1e9) for question in questions), default=1e9)
     in_minutes = min(
         (
@@ -390,6 +399,13 @@ def _apply(
             answer = [_Found._make([*row, json.loads(evidence)]) for *row, evidence in cursor]
             found[rule.name] += _cases(rule, answer, asked, at)
     return found
+
+
+def _open_to(rule: Rule, polls: Sequence[Poll], at: datetime) -> Sequence[Poll]:
+    """Return the polls that the rule may look at."""
+    if not rule.is_about_choices:
+        return polls
+    return [poll for poll in polls if not results.are_sealed(poll.results_visibility, poll.closes_at, at)]
 
 
 def _questions(rule: Rule, polls: Sequence[Poll], parameters: Mapping[str, float] | None) -> list[_Question]:
@@ -486,7 +502,7 @@ def _store(cases: Sequence[SuspiciousIP]) -> list[SuspiciousIP]:
 
 def _quarantine(at: datetime) -> None:
     """Hold the votes of cases that nobody has looked at, where the poll's owner wants that. A missed run is made up for by the next."""
-    informing = [rule.name for rule in RULES.values() if rule.only_informs]
+    informing = [rule.name for rule in RULES.values() if rule.never_holds]
     waiting = SuspiciousIP.objects.filter(poll__auto_quarantine=True, state=CaseState.OPEN, reviewed_at=None).exclude(rule__in=informing)
     by_poll_and_rule: dict[tuple[UUID, str], list[SuspiciousIP]] = defaultdict(list)
     for case in waiting.order_by("pk"):
@@ -566,8 +582,11 @@ def try_rule(
 ) -> Trial:
     """Return what the rule finds in all votes of the poll, or of the polls that took votes lately. Changes nothing.
 
-    It is on record in each poll that somebody looked (see `review.look`). `parameters` in place of some of the installation's, and of
-    the poll's. Raises Refusal (NOT_FOUND, UNKNOWN_POLL, INVALID).
+    It is on record in each poll where it finds something that somebody looked (see `review.look`). `parameters` in place of some of the
+    installation's, and of the poll's. Raises Refusal (NOT_FOUND, UNKNOWN_POLL, INVALID, FORBIDDEN).
+
+    Whether a rule about choices finds a network tells of these: with thresholds at will, what each of its voters chose. So it is tried
+    as it is in force only, in polls whose results whoever asks may read now, and it is on record in all of them.
     """
     at = act.at
     rule = RULES.get(name)
@@ -575,16 +594,24 @@ def try_rule(
         raise problems.NOT_FOUND.says(f"There is no such rule; the rules are {', '.join(RULES)}.")
     for parameter, value in (parameters or {}).items():
         _check_parameter(rule, parameter, value, f"/parameters/{_escaped(parameter)}")
+    if rule.is_about_choices and parameters:
+        raise problems.INVALID.says(
+            "The rule is about choices: it is tried with the parameters in force, and no others.", pointer="/parameters"
+        )
     polls = _polls_with_news(at, at - _LATELY) if poll_id is None else _read_polls(Q(pk=poll_id))
     if poll_id is not None and not polls:
         raise problems.UNKNOWN_POLL.says("No poll has this id.")
     journal.require_reason(act)
     poll = polls[0] if poll_id is not None else None
+    if rule.is_about_choices:
+        polls = _polls_to_try(rule, polls, at, reads_results, poll)
     given = {**rule.parameters, **(parameters_of(rule, poll) or {}), **(parameters or {})}
     given.pop(_OFF, None)
-    found = _apply([rule], polls, at, since=None, parameters=given)
+    found = _apply([rule], polls, at, since=None, parameters=None if rule.is_about_choices else given)
     cases = sorted(found.get(name, []), key=lambda case: (-case.score, str(case.network_key)))
     selectors: dict[UUID, list[Selector]] = defaultdict(list)
+    if rule.is_about_choices:  # that it finds nothing tells something, too
+        selectors.update((poll.pk, []) for poll in polls)
     for case in cases:
         if case.poll_id:
             selectors[case.poll_id].append(Selector.of_case(case))
@@ -603,6 +630,17 @@ def try_rule(
         {option: change for changes in shown for option, change in changes.items()} if shown or not imagined else None,
         _compare_with_decisions(cases, [poll.pk for poll in polls]),
     )
+
+
+def _polls_to_try(rule: Rule, polls: Sequence[Poll], at: datetime, reads_results: Callable[[Poll], bool], asked: Poll | None) -> list[Poll]:
+    """Return those of the polls in which the rule about choices may be tried. Raises Refusal if that is not the one asked for."""
+    readable = [poll for poll in _open_to(rule, polls, at) if reads_results(poll)]
+    if asked and not readable:
+        raise problems.FORBIDDEN.says("The rule is about choices: it is tried by who may read the poll's results now.")
+    in_force = [poll for poll in readable if parameters_of(rule, poll) is not None]
+    if asked and not in_force:
+        raise problems.INVALID.says("The rule is about choices, and off in the poll: it is tried as it is in force only.", pointer="/poll")
+    return in_force
 
 
 def _compare_with_decisions(cases: Sequence[SuspiciousIP], poll_ids: Sequence[UUID]) -> Reviewed:

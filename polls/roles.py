@@ -9,7 +9,7 @@ from django.contrib.auth.models import AnonymousUser, User
 from django.db.models import Q, QuerySet
 
 from polls import results
-from polls.models import ApiClient, Poll, PollQuerySet, PollStatus, Scope
+from polls.models import ApiClient, Poll, PollQuerySet, PollStatus, ResultsVisibility, Scope
 
 # Names of Django groups. A superuser has them all.
 OWNER = "owner"  # makes polls and looks after its own
@@ -83,6 +83,17 @@ class Actor:
         if poll.status_at(at) == PollStatus.DRAFT:
             return False
         return results.are_public(poll.results_visibility, poll.closes_at, at, has_voted=has_voted)
+
+    def with_readable_results(self, polls: PollQuerySet, at: datetime) -> PollQuerySet:
+        """The polls of which `reads_results` is true."""
+        polls = polls.exclude(results_visibility=ResultsVisibility.SEALED, closes_at__gt=at)
+        if self.audits:
+            return polls
+        always, owner = ResultsVisibility.ALWAYS, ResultsVisibility.OWNER
+        is_published = Q(published_at__isnull=False) | Q(archived_at__isnull=False)
+        public = is_published & (Q(results_visibility=always) | (~Q(results_visibility=owner) & Q(closes_at__lte=at)))
+        reads_own = self.user is not None and self.roles & {OWNER, ADMIN} and self._has_scope(Scope.RESULTS_READ)
+        return polls.filter(public | self._own()) if reads_own else polls.filter(public)
 
     def visible(self, polls: PollQuerySet, at: datetime) -> PollQuerySet:
         """The polls that a list shows: the public ones, and in every status those that one may change, as an owner."""

@@ -17,8 +17,9 @@ from django.test import Client, RequestFactory
 from django.urls import reverse
 from django.utils.timezone import now
 
-from polls import deadletters, voters
+from polls import deadletters, roles, voters
 from polls.admin.polls import PollAdmin
+from polls.admin.read_only import StrictAdmin
 from polls.bundles import AcceptedVote
 from polls.counting import count_votes
 from polls.models import (
@@ -33,6 +34,8 @@ from polls.models import (
     OutboxBundle,
     PipelineDesk,
     Poll,
+    ResultsVisibility,
+    Scope,
     SuspiciousIP,
     Tally,
     Vote,
@@ -184,9 +187,7 @@ def test_polls_are_listed_newest_first_searched_and_filtered(desk, make_poll):
     assert titles(desk.get(POLLS, {"q": uuid4().hex})) == []
 
 
-@pytest.mark.parametrize(
-    "query", [{"q": "\x00"}, {"q": "' OR 1=1 --"}, {"status": "x"}, {"o": "1.2.3.4.5.6"}, {"o": "x"}, {"p": "99"}, {"x": "y"}]
-)
+@pytest.mark.parametrize("query", [{"q": "\x00"}, {"q": "' OR 1=1 --"}, {"status": "x"}, {"o": "1.2.3.4.5.6"}, {"o": "x"}, {"p": "99"}])
 def test_a_list_that_is_asked_for_nonsense(desk, query):
     assert desk.get(POLLS, query).status_code in (200, 302)
 
@@ -338,6 +339,72 @@ def test_a_poll_that_is_none(desk, which):
     assert "exist. Perhaps it was deleted?" in says(desk.get("/admin/"))[0]
 
 
+# --- Filters in the address ---------------------------------------------------------------------------------------------
+
+OURS = [model for model in admin.site._registry if model._meta.app_label == "polls"]
+WITH_LISTS = [model for model in OURS if model not in (DeadLetterDesk, PipelineDesk)]
+
+
+def lookups_of(model, *, depth=2):
+    """Names under which Django finds the model's fields: its own, those of what it points to, and of what points to it."""
+    found = ["pk"]
+    for field in model._meta.get_fields():
+        name = field.name
+        found.append(name)
+        if field.concrete:
+            found.append(field.attname)
+            found += [f"{name}__44__0"] * (field.get_internal_type() in ("JSONField", "ArrayField"))
+        if field.is_relation and depth > 1:
+            found += [f"{name}__{further}" for further in lookups_of(field.related_model, depth=depth - 1)]
+    return found
+
+
+@pytest.mark.parametrize("model", WITH_LISTS, ids=lambda model: model.__name__)
+def test_a_list_is_filtered_by_nothing_that_it_does_not_offer(desk, model):
+    """Whether a row is listed told what is in it: `?changes__44__0__iexact=7` a tally, `?key_hash__gt=a` a key's hash."""
+    page = admin.site._registry[model]
+    offered = set()
+    for wanted in page.list_filter:
+        if isinstance(wanted, type):
+            offered.add(wanted.parameter_name)
+        else:
+            name = wanted if isinstance(wanted, str) else wanted[0]
+            offered |= {name, f"{name}__exact", f"{name}__isnull"}
+    for name in lookups_of(model):
+        for lookup in (name, *(f"{name}__{kind}" for kind in ("exact", "gt", "startswith", "isnull", "in", "44__0__iexact"))):
+            for request in (None, RequestFactory().get("/")):
+                assert page.lookup_allowed(lookup, "a", request) is (lookup in offered), lookup
+    address = reverse(f"admin:polls_{model._meta.model_name}_changelist")
+    for field in model._meta.concrete_fields:
+        for lookup in (field.name, f"{field.name}__gt", f"{field.name}__44__0__iexact"):
+            assert (desk.get(address, {lookup: "7"}).status_code == 400) is (lookup not in offered), lookup
+
+
+@pytest.mark.parametrize(
+    ("model", "query"),
+    [
+        ("decision", {"changes__44__0__iexact": "7"}),
+        ("tally", {"votes": "5"}),
+        ("tally", {"counted": "5"}),
+        ("tally", {"revision__gt": "0"}),
+        ("tally", {"poll__tally__votes__gt": "0"}),
+        ("poll", {"voter_salt__gt": "a"}),
+        ("poll", {"tallies__votes": "5"}),
+        ("poll", {"pk__gt": "0"}),
+        ("poll", {"x": "y"}),
+        ("apiclient", {"key_hash__gt": "a"}),
+        ("suspiciousip", {"network_key__gt": "7c0a5b0e-0000-4000-8000-000000000000"}),
+        ("block", {"network__startswith": "1"}),
+    ],
+)
+def test_a_list_that_is_asked_for_what_it_does_not_show(desk, model, query):
+    assert desk.get(f"/admin/polls/{model}/", query).status_code == 400
+
+
+def test_every_page_of_ours_is_strict():
+    assert all(isinstance(page, StrictAdmin) for model, page in admin.site._registry.items() if model in OURS)
+
+
 # --- Tallies ----------------------------------------------------------------------------------------------------------
 
 
@@ -354,6 +421,49 @@ def test_tallies_are_shown_in_words_and_never_changed(desk, poll):
 
     assert "_save" not in text_of(desk.get(f"{TALLIES}{tally.pk}/change/"))
     assert list(Tally.objects.order_by("pk").values()) == before
+
+
+def test_tallies_that_the_reader_may_not_read_have_no_row(make_staff, desk, make_poll):
+    """That there is a row tells that somebody chose the option."""
+    staff = make_staff("view_tally")
+    polls = {visibility: make_poll(results_visibility=visibility) for visibility in ("always", "after_close", "owner", "sealed")}
+    polls["by steps"] = make_poll(results_step=10)
+    for poll in polls.values():
+        count_votes([vote_of(poll, "alice")])
+
+    def rows(browser):
+        return {kind for kind, poll in polls.items() if 'field-chosen">' in text_of(browser.get(TALLIES, {"q": str(poll.pk)}))}
+
+    assert rows(staff) == {"always"}
+    assert rows(desk) == {"always", "after_close", "owner"}
+    hidden = Tally.objects.filter(poll=polls["sealed"]).first()
+    assert desk.get(f"{TALLIES}{hidden.pk}/change/").status_code == 302
+    Poll.objects.filter(pk__in=[poll.pk for poll in polls.values()]).update(closes_at=now())
+    assert rows(staff) == {"always", "after_close", "sealed"}
+    Poll.objects.filter(pk=polls["by steps"].pk).update(finalised_at=now())
+    assert rows(staff) == {"always", "after_close", "sealed", "by steps"}
+
+
+def test_whose_results_are_readable_is_the_same_for_one_poll_and_for_many(make_poll):
+    """`Actor.with_readable_results` is `reads_results` in SQL."""
+    at = now()
+    polls = []
+    for visibility in ResultsVisibility.values:
+        for fields in ({}, {"closes_at": at}, {"published_at": None}, {"archived_at": at}, {"published_at": None, "archived_at": at}):
+            polls.append(make_poll(results_visibility=visibility, opens_in=-60))
+            Poll.objects.filter(pk=polls[-1].pk).update(**fields)
+    mine = Poll.objects.filter(pk__in=[poll.pk for poll in polls])
+    owner, other = polls[0].owner, get_user_model()(pk=0)
+    readers = [roles.Actor(None, None, frozenset())]
+    readers += [roles.Actor(user, None, frozenset(has)) for user in (owner, other) for has in ((), *([role] for role in roles.ROLES))]
+    readers += [
+        roles.Actor(owner, ApiClient(owner=owner, poll=poll, scopes=scopes), frozenset([roles.OWNER]))
+        for poll in (None, polls[0])
+        for scopes in ([], [Scope.RESULTS_READ])
+    ]
+
+    for reader in readers:
+        assert set(reader.with_readable_results(mine, at)) == {poll for poll in mine if reader.reads_results(poll, at)}, reader
 
 
 # --- API clients ------------------------------------------------------------------------------------------------------

@@ -349,6 +349,18 @@ def test_a_trial_that_takes_too_long_is_told(desk, monkeypatch):
     assert "That took too long" in page and "would be flagged" not in page
 
 
+def test_a_rule_about_choices_is_tried_as_it_is_in_force_by_who_may_read_the_results(desk, make_poll):
+    """Else its thresholds told the network's tally."""
+    poll = make_poll(results_visibility="owner")
+    cast(poll, *(f"bot {n}" for n in range(12)), at=int(time.time()) - 600 - 1_800_000_000)
+    for rule in (rule.name for rule in fraud.RULES.values() if rule.is_about_choices):
+        form = text_of(desk.get(f"{CASES}try", {"rule": rule}))
+        assert 'name="share"' not in form and "parameters in force" in form
+        sent = {"reason": "to see", "poll": str(poll.pk), "share": "0.5", "odds": "1", "votes": "10"}
+        page = text_of(desk.post(f"{CASES}try?rule={rule}", sent))
+        assert "who may read the poll&#x27;s results now" in page and "would be flagged" not in page
+
+
 def test_a_rule_that_is_none_shows_the_first(desk):
     assert "<h2>busy_address</h2>" in text_of(desk.get(f"{CASES}try", {"rule": "none_such"}))
 

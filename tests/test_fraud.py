@@ -637,6 +637,47 @@ def test_a_case_that_a_crash_left_without_its_quarantine_gets_it(make_poll: Call
     assert tallies(poll) == {}
 
 
+def test_rules_about_choices_hold_nothing_by_themselves(make_poll: Callable[..., Poll]) -> None:
+    """Everybody sees that votes are held: it would tell what they are for."""
+    poll = open_poll(make_poll, auto_quarantine=True)
+    count_votes(everybody(poll) + votes_from(poll, host, 150, texts=("soup",)))
+
+    find()
+    find()
+
+    assert ("one_sided", "open") in summary(poll)
+    assert not Decision.objects.filter(poll_id=poll.pk).exists() and not Hold.objects.filter(poll=poll).exists()
+    assert all(rule.never_holds for rule in fraud.RULES.values() if rule.is_about_choices)
+
+
+@pytest.mark.parametrize("votes", [10, 9])
+def test_rules_about_choices_look_at_no_sealed_poll_before_its_end(make_poll: Callable[..., Poll], votes: int) -> None:
+    """The owner's thresholds and an automatic quarantine told ten to nothing from nine to one."""
+    strict = {"one_sided": {"votes": 10, "share": 0.95, "odds": 1}}
+    poll = open_poll(make_poll, auto_quarantine=True, results_visibility="sealed", rule_parameters=strict)
+    count_votes(everybody(poll, 50) + votes_from(poll, host, 10, texts=("soup",) * votes + ("salad",) * (10 - votes)))
+
+    find()
+    assert cases_of(poll) == [] and not Decision.objects.filter(poll_id=poll.pk).exists()
+
+    Poll.objects.filter(pk=poll.pk).update(closes_at=AT)
+    find()
+    assert summary(poll) == [("one_sided", "open")] * (votes == 10)
+    assert not Decision.objects.filter(poll_id=poll.pk).exists()
+
+
+def test_a_sealed_poll_is_looked_at_after_its_end_whenever_its_votes_came(make_poll: Callable[..., Poll]) -> None:
+    poll = open_poll(make_poll, results_visibility="sealed")
+    before = AT - timedelta(days=3)
+    count_votes(votes_from(poll, lambda n: f"10.0.{n}.1", 200, until=before) + votes_from(poll, host, 150, until=before, texts=("soup",)))
+    find()
+    assert "one_sided" not in {rule for rule, _ in summary(poll)}
+
+    Poll.objects.filter(pk=poll.pk).update(closes_at=AT - timedelta(hours=1))
+    find()
+    assert "one_sided" in {rule for rule, _ in summary(poll)}
+
+
 # --- Two at once, and expiry --------------------------------------------------------------------------------------------
 
 

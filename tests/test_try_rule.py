@@ -186,3 +186,81 @@ def test_a_trial_of_what_is_not_there() -> None:
     with pytest.raises(Refusal) as refused:
         fraud.try_rule("regular", ACT, anybody, parameters={"votes": 5})
     assert refused.value.errors[0]["pointer"] == "#/parameters/votes"
+
+
+# --- Rules about choices ------------------------------------------------------------------------------------------------
+
+ABOUT_CHOICES = sorted(rule.name for rule in fraud.RULES.values() if rule.is_about_choices)
+
+
+@pytest.fixture
+def one_sided(make_poll: Callable[..., Poll]) -> Poll:
+    poll = open_poll(make_poll)
+    count_votes(everybody(poll) + votes_from(poll, host, 150, texts=("soup",)))
+    return poll
+
+
+def test_which_rules_are_about_choices() -> None:
+    """A rule whose SQL reads what was chosen must say so."""
+    assert sorted(rule.name for rule in fraud.RULES.values() if "selection" in rule.sql) == ABOUT_CHOICES
+
+
+@pytest.mark.parametrize("rule", ABOUT_CHOICES)
+def test_a_rule_about_choices_takes_no_parameters(one_sided: Poll, rule: str) -> None:
+    """With a share of one's own, and a few tries, it told the network's tally to the vote."""
+    for parameter, value in fraud.RULES[rule].parameters.items():
+        with pytest.raises(Refusal, match="parameters in force") as refused:
+            fraud.try_rule(rule, ACT, anybody, poll_id=one_sided.pk, parameters={parameter: value})
+        assert refused.value.errors[0]["pointer"] == "#/parameters"
+        with pytest.raises(CommandError, match="parameters in force"):
+            call(rule, "--poll", one_sided.pk, "--set", f"{parameter}={value}")
+    assert not Decision.objects.filter(poll_id=one_sided.pk).exists()
+
+
+def test_a_rule_about_choices_is_tried_as_it_is_in_force(one_sided: Poll, settings: Any) -> None:
+    assert fraud.try_rule("one_sided", ACT, anybody, poll_id=one_sided.pk).cases
+    settings.RULES = {"one_sided": {"votes": 200}}
+    assert not fraud.try_rule("one_sided", ACT, anybody, poll_id=one_sided.pk).cases
+    Poll.objects.filter(pk=one_sided.pk).update(rule_parameters={"one_sided": {"votes": 120}})
+    assert fraud.try_rule("one_sided", ACT, anybody, poll_id=one_sided.pk).cases
+    # In all polls, too, each has its own.
+    assert one_sided.pk in {case.poll_id for case in fraud.try_rule("one_sided", ACT, anybody).cases}
+    Poll.objects.filter(pk=one_sided.pk).update(rule_parameters={"one_sided": {"off": True}})
+    with pytest.raises(Refusal, match="off in the poll"):
+        fraud.try_rule("one_sided", ACT, anybody, poll_id=one_sided.pk)
+    assert one_sided.pk not in {case.poll_id for case in fraud.try_rule("one_sided", ACT, anybody).cases}
+
+
+@pytest.mark.parametrize("rule", ABOUT_CHOICES)
+@pytest.mark.parametrize("visibility", ["owner", "sealed"])
+def test_a_rule_about_choices_is_for_who_may_read_the_results(one_sided: Poll, rule: str, visibility: str) -> None:
+    Poll.objects.filter(pk=one_sided.pk).update(results_visibility=visibility)
+    with pytest.raises(Refusal, match="who may read the poll's results now") as refused:
+        fraud.try_rule(rule, ACT, lambda _: False, poll_id=one_sided.pk)
+    assert refused.value.problem.status == 403
+    with pytest.raises(CommandError, match="who may read the poll's results now"):
+        call(rule, "--poll", one_sided.pk)
+    everywhere = fraud.try_rule(rule, ACT, lambda poll: poll.pk != one_sided.pk)
+    assert one_sided.pk not in {case.poll_id for case in everywhere.cases}
+    assert not Decision.objects.filter(poll_id=one_sided.pk).exists()
+
+
+def test_no_role_tries_a_rule_about_choices_in_a_sealed_poll(one_sided: Poll) -> None:
+    Poll.objects.filter(pk=one_sided.pk).update(results_visibility="sealed")
+    with pytest.raises(Refusal):
+        fraud.try_rule("one_sided", ACT, anybody, poll_id=one_sided.pk)
+    Poll.objects.filter(pk=one_sided.pk).update(closes_at=ACT.at)
+    assert fraud.try_rule("one_sided", ACT, anybody, poll_id=one_sided.pk).cases
+
+
+@pytest.mark.parametrize("rule", ABOUT_CHOICES)
+def test_a_try_of_a_rule_about_choices_is_on_record_though_it_finds_nothing(make_poll: Callable[..., Poll], rule: str) -> None:
+    poll = open_poll(make_poll)
+    count_votes(everybody(poll, 40))
+    assert not fraud.try_rule(rule, ACT, anybody, poll_id=poll.pk).cases
+    assert list(Decision.objects.filter(poll_id=poll.pk).values_list("ruling", "actor", "reason", "votes")) == [
+        ("look", "otto", "to see", 0)
+    ]
+    assert list(poll.journal.filter(action="looked").values_list("actor", "changes")) == [("otto", {"voters": [0, 0]})]
+    fraud.try_rule(rule, ACT, anybody)
+    assert Decision.objects.filter(poll_id=poll.pk).count() == 2

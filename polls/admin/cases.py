@@ -20,7 +20,7 @@ from polls import cases, disclosure, fraud, review, roles
 from polls.admin.blocks import MAX_HOURS, NewBlock, make_block
 from polls.admin.charts import bars_of
 from polls.admin.deciding import Deciding, Why, act_of, tell
-from polls.admin.read_only import ReadOnly, operates
+from polls.admin.read_only import ReadOnly, StrictAdmin, operates
 from polls.admin.trials import trial_of
 from polls.journal import Act
 from polls.models import CaseState, Decision, Option, Poll, Ruling, SuspiciousIP
@@ -237,7 +237,7 @@ class CaseAdmin(Deciding):
 
 
 @admin.register(Decision)
-class DecisionAdmin(ReadOnly, admin.ModelAdmin):
+class DecisionAdmin(ReadOnly, StrictAdmin):
     """Only ever added, by decisions; nobody can change them."""
 
     list_display_links = None

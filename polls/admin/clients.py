@@ -9,6 +9,7 @@ from django.http import HttpRequest
 from django.utils.timezone import now
 
 from polls import clients
+from polls.admin.read_only import StrictAdmin
 from polls.models import ApiClient, Scope
 from polls.problems import Refusal
 
@@ -28,7 +29,7 @@ class ApiClientForm(forms.ModelForm):
 
 
 @admin.register(ApiClient)
-class ApiClientAdmin(admin.ModelAdmin):
+class ApiClientAdmin(StrictAdmin):
     """Keys are shown once: when a client is made, and when it gets another one. A revoked client is only looked at."""
 
     form = ApiClientForm

@@ -7,12 +7,12 @@ from django.shortcuts import redirect, render
 from django.urls import URLPattern, path
 
 from polls import deadletters
-from polls.admin.read_only import ReadOnly, operates
+from polls.admin.read_only import ReadOnly, StrictAdmin, operates
 from polls.models import DeadLetterDesk
 
 
 @admin.register(DeadLetterDesk)
-class DeadLetterAdmin(ReadOnly, admin.ModelAdmin):
+class DeadLetterAdmin(ReadOnly, StrictAdmin):
     """A page on a queue instead of a table: `votes.dead`, with buttons to replay them, one or all. None drops one."""
 
     def get_urls(self) -> list[URLPattern]:

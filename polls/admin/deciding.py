@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from django import forms
-from django.contrib import admin, messages
+from django.contrib import messages
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.utils.timezone import now
 
-from polls.admin.read_only import ReadOnly, operates
+from polls.admin.read_only import ReadOnly, StrictAdmin, operates
 from polls.journal import Act
 from polls.problems import Refusal
 
@@ -24,7 +24,7 @@ class Why(forms.Form):
     reason = forms.CharField(max_length=500, widget=forms.Textarea(attrs={"rows": 2, "cols": 80}))
 
 
-class Deciding(ReadOnly, admin.ModelAdmin):
+class Deciding(ReadOnly, StrictAdmin):
     """Rows that operators decide on, one or several at once, and that others only look at."""
 
     list_per_page = list_max_show_all = MAX_AT_ONCE

@@ -16,7 +16,7 @@ from django.urls import URLPattern, path
 from django.utils.timezone import now
 
 from polls import clocks, deadletters, finality, jobs
-from polls.admin.read_only import ReadOnly
+from polls.admin.read_only import ReadOnly, StrictAdmin
 from polls.models import PipelineDesk, Poll
 
 # The page asks for itself again after so many seconds, and waits so long for the broker.
@@ -50,7 +50,7 @@ class Closing(NamedTuple):
 
 
 @admin.register(PipelineDesk)
-class PipelineAdmin(ReadOnly, admin.ModelAdmin):
+class PipelineAdmin(ReadOnly, StrictAdmin):
     """A page instead of a table. No row of votes is read: it costs the same however many there are."""
 
     def get_urls(self) -> list[URLPattern]:

@@ -12,9 +12,9 @@ from django.utils.safestring import SafeString
 from django.utils.timezone import now
 
 from polls import disclosure, editing, results, roles
-from polls.admin.read_only import ReadOnly
+from polls.admin.read_only import ReadOnly, StrictAdmin
 from polls.journal import Act
-from polls.models import JournalEntry, Poll, PollQuerySet, PollStatus, ResultsVisibility, Tally
+from polls.models import JournalEntry, Poll, PollQuerySet, PollStatus, Tally
 from polls.problems import Refusal
 
 
@@ -50,7 +50,7 @@ class JournalInline(ReadOnly, admin.TabularInline):
 
 
 @admin.register(Poll)
-class PollAdmin(admin.ModelAdmin):
+class PollAdmin(StrictAdmin):
     """Words may be mended here until the poll opens. Errata, times, options and voters are for the API, which knows when."""
 
     list_display = ["title", "owner", "status", "voters", "opens_at", "closes_at"]
@@ -135,7 +135,7 @@ class PollAdmin(admin.ModelAdmin):
 
 
 @admin.register(Tally)
-class TallyAdmin(ReadOnly, admin.ModelAdmin):
+class TallyAdmin(ReadOnly, StrictAdmin):
     """The tallies, as the results show them to whoever looks."""
 
     list_display_links = None
@@ -144,8 +144,12 @@ class TallyAdmin(ReadOnly, admin.ModelAdmin):
     search_fields = ["poll__title", "poll__id"]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Tally]:
-        sealed = Q(poll__results_visibility=ResultsVisibility.SEALED, poll__closes_at__gt=now())
-        return super().get_queryset(request).exclude(sealed).select_related("poll").prefetch_related("poll__options")
+        """Only rows that the results show too: that there is one tells that somebody chose the option."""
+        readable = roles.actor_of(request.user).with_readable_results(Poll.objects.all(), now())
+        # Rather too many: where enough ballots have come since, the poll's page shows them all the same.
+        held_back = Q(poll__finalised_at=None) & (Q(poll__results_step__gt=1) | Q(poll__shown_results__step__gt=0))
+        shown = super().get_queryset(request).filter(poll__in=readable).exclude(held_back)
+        return shown.select_related("poll").prefetch_related("poll__options")
 
     def get_list_display(self, request: HttpRequest) -> list[Any]:
         reader, at = roles.actor_of(request.user), now()

@@ -22,7 +22,7 @@ MAX_POLLS = 50
 
 
 class Trial(forms.Form):
-    """A rule with its parameters, in one poll or in all that took votes lately."""
+    """A rule with its parameters, in one poll or in all that took votes lately. One about choices is tried as it is in force only."""
 
     poll = forms.UUIDField(required=False, help_text="The poll's id; none: all polls that took votes lately.")
     reason = forms.CharField(max_length=LONGEST_REASON, help_text="For the record: it shows how results would change.")
@@ -30,7 +30,8 @@ class Trial(forms.Form):
     def __init__(self, rule: fraud.Rule, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.fields["poll"].widget.attrs = {"list": "polls", "size": 40}
-        for name, value in (fraud.parameters_of(rule) or rule.parameters).items():
+        in_use = {} if rule.is_about_choices else fraud.parameters_of(rule) or rule.parameters
+        for name, value in in_use.items():
             smallest, largest, meaning = fraud.PARAMETERS[name]
             self.fields[name] = forms.FloatField(
                 initial=f"{value:g}", min_value=smallest, max_value=largest, help_text=meaning, label=name.replace("_", " ")

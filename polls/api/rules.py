@@ -33,6 +33,9 @@ class RuleSerializer(serializers.Serializer[Any]):
     is_on = serializers.BooleanField(help_text="False: the installation does not use it.")
     is_fast = serializers.BooleanField(help_text="True: looks at the latest votes every minute, beside at all of them every hour.")
     only_informs = serializers.BooleanField(help_text="True: its cases are never quarantined automatically.")
+    is_about_choices = serializers.BooleanField(
+        help_text="True: it looks at what was chosen: at no sealed results, and it is tried as it is in force only, by who may read them."
+    )
     parameters = ParameterSerializer(many=True)
 
 
@@ -42,7 +45,9 @@ class RulesSerializer(serializers.Serializer[Any]):
 
 class TrySerializer(StrictSerializer):
     poll = serializers.UUIDField(required=False, help_text="In this poll; if not said, in all that took votes lately.")
-    parameters = serializers.DictField(default=dict, help_text="`{parameter: value}` where they are not the installation's or the poll's.")
+    parameters = serializers.DictField(
+        default=dict, help_text="`{parameter: value}` where they are not the installation's or the poll's; none for rules about choices."
+    )
     reason = serializers.CharField(max_length=500, help_text="For the record: a try tells how results would change.")
 
 
@@ -100,7 +105,8 @@ class TryView(Operations):
         tags=["cases"],
         summary="Try a rule on the stored votes",
         description="Whom it would flag, how the results would change without these votes, and how that agrees with past decisions. "
-        "Changes nothing, and is on record in each poll where it finds something.",
+        "Changes nothing, and is on record in each poll where it finds something. A rule about choices is tried as it is in force only, "
+        "in polls whose results you may read now, and is on record in all of them.",
         request=TrySerializer,
         examples=[OpenApiExample("fewer", {"parameters": {"votes": 100}, "reason": "Are there smaller ones?"}, request_only=True)],
         responses=OpenApiResponse(TrialSerializer, "What the rule finds."),
@@ -135,7 +141,8 @@ def _described(rule: fraud.Rule) -> dict[str, Any]:
         "description": rule.description,
         "is_on": in_use is not None,
         "is_fast": rule.is_fast,
-        "only_informs": rule.only_informs,
+        "only_informs": rule.never_holds,
+        "is_about_choices": rule.is_about_choices,
         "parameters": [
             {"name": name, "value": value, "smallest": smallest, "largest": largest, "meaning": meaning}
             for name, value in (in_use or rule.parameters).items()

@@ -169,7 +169,9 @@ class PollSerializer(StrictSerializer, serializers.ModelSerializer[Poll]):
             "address_limit": {"min_value": 1, "help_text": "Voters that may vote from one address; null: as many as there are."},
             "subnet_limit": {"min_value": 1, "help_text": "The same for its subnet (/24, IPv6: /64)."},
             "limit_mode": {"help_text": "What happens to votes beyond a limit."},
-            "auto_quarantine": {"help_text": "Whether votes that a rule finds suspicious are held before anybody has looked."},
+            "auto_quarantine": {
+                "help_text": "Whether votes that a rule finds suspicious are held before anybody has looked; no rule about choices does."
+            },
             "results_visibility": {"help_text": "Who reads the results, and when. The people behind the poll do always, unless `sealed`."},
             "results_step": {
                 "min_value": 1,
