@@ -153,10 +153,11 @@ def fill(votes: int) -> tuple[Poll, list[Selector]]:
 def make_poll(at: datetime) -> Poll:
     owner, _ = get_user_model().objects.get_or_create(username="bench")
     options = [{"text": text} for text in ("soup", "salad", "bread", "stew", "cake")]
-    wanted = {"title": "Bench", "voter_policy": "session", "opens_at": at, "closes_at": at + timedelta(days=7), "options": options}
-    poll = editing.create_poll(owner, wanted, at=at)
-    began = at - timedelta(days=DAYS)
-    Poll.objects.filter(pk=poll.pk).update(opens_at=began, opened_at=began, network_secret_since=began)
+    times = {"opens_at": at, "closes_at": at + timedelta(days=7)}
+    poll = editing.create_poll(owner, {"title": "Bench", "voter_policy": "session", "options": options, "draft": True, **times}, at=at)
+    began = at - timedelta(days=DAYS)  # of a draft: an open poll's opening can't move
+    Poll.objects.filter(pk=poll.pk).update(opens_at=began, opened_at=began, published_at=began, network_secret_since=began)
+    poll.refresh_from_db()
     return poll
 
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from ipaddress import ip_network
 from typing import Any
+from unicodedata import normalize
 from uuid import UUID
 
 from django.conf import settings
@@ -115,13 +116,16 @@ def add_erratum(poll_id: UUID, act: Act, *, field: str, text: str, option: str |
     require_reason(act)
     if field not in (("text", "description") if option else ("title", "description")):
         raise problems.INVALID.says("A poll has a `title`, an option a `text`, and both a `description`.", pointer="/field")
-    if not text.strip() or len(text) > LONGEST_ERRATUM or "\0" in text:
-        raise problems.INVALID.says(f"Say what it should read, in at most {LONGEST_ERRATUM} characters.", pointer="/text")
+    # Nor what a reader does not see: line ends, signs that turn the direction of writing or have no width.
+    if not text.strip() or len(text) > LONGEST_ERRATUM or not text.isprintable():
+        raise problems.INVALID.says(f"Say what it should read, in at most {LONGEST_ERRATUM} printable characters.", pointer="/text")
     with locked(poll_id, act) as poll:
         if not is_frozen(poll, act.at):
             raise problems.POLL_IN_USE.says(f"The poll is {poll.status_at(act.at)}: its texts can still change themselves.")
         if option and option not in {known["id"] for known in _options_of(poll)}:
             raise problems.UNKNOWN_OPTION.says("The poll has no option with this id.", pointer="/option")
+        if option and _alike(text) in _names_of_others(poll, option):
+            raise problems.INVALID.says("Another option is called so.", pointer="/text")
         said = {"field": field, "option": option, "text": text}
         if any(said == {name: erratum[name] for name in said} for erratum in poll.errata):
             return poll
@@ -133,6 +137,18 @@ def add_erratum(poll_id: UUID, act: Act, *, field: str, text: str, option: str |
         poll.save(update_fields=["errata", "version"])
         journal.write(poll, act, "erratum", {"erratum": (None, erratum)})
     return poll
+
+
+def _names_of_others(poll: Poll, option: str) -> set[str]:
+    """Return what the poll's other options are called, by their texts and by what was said of these."""
+    names = [known["text"] for known in _options_of(poll) if known["id"] != option]
+    names += [erratum["text"] for erratum in poll.errata if erratum["field"] == "text" and erratum["option"] != option]
+    return {_alike(name) for name in names}
+
+
+def _alike(name: str) -> str:
+    """Return the same for names that a reader takes for the same: of another case, width or spacing."""
+    return " ".join(normalize("NFKC", normalize("NFKC", name).casefold()).split())
 
 
 def delete_poll(poll_id: UUID, act: Act) -> None:

@@ -514,7 +514,7 @@ class Decision(models.Model):
     votes = models.IntegerField(default=0)
     # {option id: [votes before, votes after]}
     changes = models.JSONField(default=dict)
-    # Whether `changes` is empty because it would tell the choices of too few voters (disclosure.py).
+    # Whether `changes` is empty because it would tell the choices of too few voters (disclosure.py), or the poll hid its results then.
     hides_changes = models.BooleanField(db_default=False, default=False)
 
     class Meta:

@@ -195,11 +195,9 @@ def _carry_out(poll: Poll, holds: Sequence[Hold]) -> Decision:
     were_held_back = results.are_held_back(poll.pk)
     shown = _shown_tallies(poll.pk, act.at)
     moves, change = counting.settle_voters(poll.pk, sorted(set(_find_fitting(poll.pk, selectors))), _pardons(ruling, selectors))
-    changes: dict[int, tuple[int, int]] | None = _beside(shown, change)
-    what = disclosure.Shown(LookKind.RULING, selectors)
-    if not disclosure.show(poll.pk, [moves], act, what):
-        changes = None
-    if moves and (changes is None or were_held_back):
+    is_shown = disclosure.show(poll.pk, [moves], act, disclosure.Shown(LookKind.RULING, selectors))
+    changes = _beside(shown, change) if is_shown and (not moves or _may_record(poll, act.at)) else None
+    if moves and (not is_shown or were_held_back):
         results.hold_back(poll.pk, before, disclosure.LEAST_VOTERS, act.at)
     elif moves:
         results.show_again(poll.pk)
@@ -232,6 +230,14 @@ def _record(
         changes={str(option): list(change) for option, change in (changes or {}).items()},
         hides_changes=changes is None,
     )
+
+
+def _may_record(poll: Poll, at: datetime) -> bool:
+    """Return whether tallies of this moment may stand in the record: where everybody reads them, or could have.
+
+    Those of a poll that hides its results would be read after its end, and two of them could differ by one vote that came in between.
+    """
+    return results.are_public(poll.results_visibility, poll.closes_at, at)
 
 
 def _shown_tallies(poll_id: UUID, at: datetime) -> dict[int, int]:
@@ -347,8 +353,9 @@ def look(
         what = disclosure.Shown(LookKind.DRY_RUN, selectors)
         if not (reads_results and disclosure.show(poll_id, [moves], act, what)):
             imagined = replace(imagined, changes=None)
-        journal.write(Poll.objects.get(pk=poll_id), act, "looked", {"voters": (0, imagined.voters)})
-        _record(Ruling.LOOK, act, poll_id, cases, imagined.votes, imagined.changes)
+        poll = Poll.objects.get(pk=poll_id)
+        journal.write(poll, act, "looked", {"voters": (0, imagined.voters)})
+        _record(Ruling.LOOK, act, poll_id, cases, imagined.votes, imagined.changes if _may_record(poll, act.at) else None)
     return imagined
 
 

@@ -173,19 +173,23 @@ def make_poll(owner: Any) -> Callable[..., Poll]:
     def make_poll(*, opens_in: float = 0, closes_in: float = 3600, **fields: Any) -> Poll:
         """A poll about lunch; `opens_in` and `closes_in` are seconds from now, negative for the past."""
         at = now()
+        opens_at, closes_at = at + timedelta(seconds=min(opens_in, closes_in - 1)), at + timedelta(seconds=closes_in)
+        is_draft = fields.pop("draft", False)
+        has_begun = opens_at < at
         wanted = {
             "title": f"Lunch {next(_numbers)}",
             "voter_policy": "client",
-            "opens_at": at,
-            "closes_at": at + timedelta(days=1),
+            "opens_at": at if has_begun else opens_at,
+            "closes_at": at + timedelta(days=1) if has_begun else closes_at,
             "options": [{"text": "soup"}, {"text": "salad"}],
+            "draft": is_draft or has_begun,
             **fields,
         }
         poll = editing.create_poll(owner, wanted, at=at)
-        # Past the rules, which let no poll begin in the past.
-        Poll.objects.filter(pk=poll.pk).update(
-            opens_at=at + timedelta(seconds=min(opens_in, closes_in - 1)), closes_at=at + timedelta(seconds=closes_in), opened_at=None
-        )
+        moments = {"opened_at": None}
+        if has_begun:  # past the rules, which let no poll begin in the past; the database lets only one that has not opened
+            moments |= {"opens_at": opens_at, "closes_at": closes_at, "published_at": None if is_draft else at}
+        Poll.objects.filter(pk=poll.pk).update(**moments)
         poll.refresh_from_db()
         return poll
 

@@ -289,10 +289,11 @@ STAGES = {
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_codes_are_added_and_revoked_until_the_poll_is_closed(make_poll, stage):
-    poll = make_poll(voter_policy="code", opens_in=-60)
+    poll = make_poll(voter_policy="code", opens_in=-60, draft=True)
     [code] = upload(poll, "SOUP-4711")
     at = now()
-    Poll.objects.filter(pk=poll.pk).update(**{name: None if delta is None else at + delta for name, delta in STAGES[stage].items()})
+    moments = {name: None if delta is None else at + delta for name, delta in STAGES[stage].items()}
+    Poll.objects.filter(pk=poll.pk).update(**{"published_at": at, **moments})
     attempts = [
         lambda: upload(poll, "SALAD-815"),
         lambda: codes.generate(poll, 1, olga()),
@@ -311,9 +312,7 @@ def test_codes_are_added_and_revoked_until_the_poll_is_closed(make_poll, stage):
 
 @pytest.mark.parametrize("policy", ["ip", "session", "account", "client"])
 def test_only_a_poll_of_codes_has_any(make_poll, policy):
-    poll = make_poll()
-    Poll.objects.filter(pk=poll.pk).update(voter_policy=policy)
-    poll.refresh_from_db()
+    poll = make_poll(voter_policy=policy)
 
     for attempt in (
         lambda: upload(poll, "SOUP-4711"),

@@ -1,7 +1,6 @@
 """What is shown of other people's choices: never anything that differs from something else shown by fewer than ten voters."""
 
 import threading
-from datetime import timedelta
 from fractions import Fraction
 from functools import partial
 from itertools import pairwise
@@ -217,6 +216,39 @@ def test_a_ruling_tells_changes_from_ten_voters_on_and_takes_effect_always(crowd
     assert entry.changes == {"voters": [0, voters], **({"results": [{soup: 10}, {soup: 0}]} if is_told else {})}
 
 
+HIDDEN = ["sealed", "after_close", "owner", "after_vote"]
+
+
+@pytest.mark.parametrize("visibility", HIDDEN)
+def test_no_ruling_tells_later_what_the_tallies_were_while_they_were_hidden(operator, auditor, owners_api, make_poll, visibility):
+    poll = make_poll(results_visibility=visibility)
+    cast(poll, "honest", 20, "salad", address=OFFICE)
+    cast(poll, "bot", 12)
+    base = f"/api/v1/polls/{poll.pk}"
+    for n, text in enumerate(("soup", "salad", "soup")):  # one voter's vote between two rulings
+        for ruling in ("quarantine", "release"):
+            assert operator.post(f"{base}/rulings", {"ruling": ruling, "address": HOME, **WHY}).json["changes"] is None
+        look(poll, address(poll, HOME))
+        cast(poll, f"one {n}", 1, text, address="203.0.113.1")
+
+    Poll.objects.filter(pk=poll.pk).update(closes_at=now(), closed_at=now(), finalised_at=now())
+
+    for caller in (operator, auditor, owners_api):
+        rulings = caller.get(f"{base}/rulings")
+        if rulings.status == 200:
+            assert len(rulings.json["results"]) == 9
+            assert {str(found["changes"]) for found in rulings.json["results"]} == {"None"}
+    for caller in (auditor, owners_api):
+        entries = caller.get(f"{base}/journal").json["results"]
+        assert len([entry for entry in entries if entry["action"] in ("quarantined", "released")]) == 6
+        assert not [entry for entry in entries if "results" in entry["changes"]]
+    assert [decision.changes for decision in Decision.objects.filter(poll_id=poll.pk)] == [{}] * 9
+    # What was hidden still counts, and what is ruled where everybody reads the results is told.
+    assert tallies(poll) == {"soup": 14, "salad": 21}
+    decision = review.rule(poll.pk, [address(poll, HOME)], Ruling.VOID, act())
+    assert decision.hides_changes is (visibility == "owner")
+
+
 def test_results_do_not_tell_a_ruling_on_few_by_their_difference(crowd):
     cast(crowd, "bot", 1)
     before = results.read_results(crowd.pk, now())
@@ -260,7 +292,7 @@ def test_final_results_are_exact(crowd):
     cast(crowd, "bot", 1)
     review.rule(crowd.pk, [address(crowd, HOME)], Ruling.VOID, act())
     assert shown(crowd) == {"soup": 1, "salad": 20}
-    Poll.objects.filter(pk=crowd.pk).update(closes_at=now(), closed_at=now(), finalised_at=now(), opens_at=now() - timedelta(hours=1))
+    Poll.objects.filter(pk=crowd.pk).update(closes_at=now(), closed_at=now(), finalised_at=now())
     assert shown(crowd) == {"soup": 0, "salad": 20}
 
 
@@ -388,7 +420,7 @@ def test_cases_that_overlap_in_few_voters_are_not_shown_both(crowd):
 
 
 def finish(poll):
-    Poll.objects.filter(pk=poll.pk).update(closes_at=now(), closed_at=now(), finalised_at=now(), opens_at=now() - timedelta(hours=1))
+    Poll.objects.filter(pk=poll.pk).update(closes_at=now(), closed_at=now(), finalised_at=now())
 
 
 @pytest.mark.parametrize("method", ["single", "approval"])
@@ -623,7 +655,7 @@ def test_who_may_not_read_results_learns_no_tally(operator, auditor, owners_api,
     cast(poll, "honest", 20, "salad", address=OFFICE)
     cast(poll, "bot", 12)
     case = make_case(poll, HOME)
-    base, soup = f"/api/v1/polls/{poll.pk}", str(option(poll, "soup"))
+    base = f"/api/v1/polls/{poll.pk}"
     assert_refused(operator.get(f"{base}/results"), problems.RESULTS_HIDDEN)
 
     integrity = operator.get(f"{base}/integrity").json
@@ -633,11 +665,11 @@ def test_who_may_not_read_results_learns_no_tally(operator, auditor, owners_api,
     assert operator.post(f"/api/v1/suspicious-ips/{case.pk}/void", WHY).json["decisions"][0]["changes"] is None
     assert {found["changes"] is None for found in operator.get(f"{base}/rulings").json["results"]} == {True}
 
-    # Auditors and the owner may.
-    assert auditor.get(f"{base}/rulings").json["results"][0]["changes"] == {soup: [12, 0]}
+    # Auditors and the owner may read tallies, but no ruling's that was made while they were hidden.
+    assert auditor.get(f"{base}/rulings").json["results"][0]["changes"] is None
     assert [row["tally"] for row in auditor.get(f"{base}/integrity").json["tallies"]] == [0, 20]
     assert owners_api.get(f"{base}/integrity").json["tallies"] is not None
-    assert owners_api.get(f"{base}/journal").json["results"][0]["changes"]["results"] == [{soup: 12}, {soup: 0}]
+    assert owners_api.get(f"{base}/journal").json["results"][0]["changes"] == {"voters": [0, 12]}
 
 
 def test_a_key_without_the_scope_reads_no_tally_by_integrity_or_journal(pipeline, owner, make_poll):

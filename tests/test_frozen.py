@@ -119,15 +119,66 @@ def test_an_edit_waits_for_another_one_no_longer_than_the_notice_leaves_room_for
         "UPDATE options SET text = text || '!' WHERE poll_id = %s",
         "DELETE FROM options WHERE poll_id = %s",
         "UPDATE polls SET errata = '[]' WHERE id = %s",
+        "UPDATE polls SET published_at = NULL WHERE id = %s",
+        "UPDATE polls SET published_at = NULL, opened_at = NULL WHERE id = %s",
+        "UPDATE polls SET opens_at = now() + interval '1 second' WHERE id = %s",
+        "UPDATE polls SET opens_at = opens_at - interval '1 hour' WHERE id = %s",
+        "UPDATE polls SET method = 'approval' WHERE id = %s",
+        "UPDATE polls SET method = 'approval', max_choices = 2 WHERE id = %s",
+        "UPDATE polls SET voter_policy = 'ip' WHERE id = %s",
+        "UPDATE polls SET allow_change = NOT allow_change WHERE id = %s",
+        "UPDATE polls SET allow_withdrawal = NOT allow_withdrawal WHERE id = %s",
+        "UPDATE polls SET results_step = 2 WHERE id = %s",
         "UPDATE polls SET results_visibility = 'always' WHERE id = %s",
     ],
 )
 def test_the_database_keeps_the_texts_the_errata_and_the_seal_of_an_open_poll_by_itself(make_poll, statement):
-    poll = make_poll(results_visibility="sealed")
+    poll = make_poll(results_visibility="sealed", results_step=10)
     editing.add_erratum(poll.pk, olga(), field="title", text="Dinner")
 
     with connection.cursor() as cursor, pytest.raises(IntegrityError, match="a poll that has opened keeps"):
         cursor.execute(statement, [poll.pk])
+
+
+@pytest.mark.parametrize("role", [None, WEB_ROLE])
+def test_no_open_poll_is_made_a_draft_or_a_scheduled_one_for_a_moment(make_poll, role):
+    poll = make_poll(results_visibility="sealed")
+    before = Poll.objects.values().get(pk=poll.pk), texts(poll)
+
+    for hide in ("published_at = NULL", "opened_at = NULL, published_at = NULL", "opens_at = now() + interval '1 minute'"):
+        with cursor_of(role or WEB_ROLE) as cursor:
+            if role is None:
+                cursor = connection.cursor()  # the table's owner
+            with pytest.raises((CheckViolation, IntegrityError), match="a poll that has opened keeps"):
+                cursor.execute(f"UPDATE polls SET {hide} WHERE id = %s", [str(poll.pk)])
+
+    assert (Poll.objects.values().get(pk=poll.pk), texts(poll)) == before
+
+
+def test_a_poll_that_was_opened_is_open_whatever_its_moments_say(make_poll):
+    poll = make_poll(opens_in=600)
+    Poll.objects.filter(pk=poll.pk).update(opened_at=now())  # by a process whose clock is ahead of the database's
+
+    for statement in ("UPDATE options SET text = text || '!' WHERE poll_id = %s", "UPDATE polls SET published_at = NULL WHERE id = %s"):
+        with connection.cursor() as cursor, pytest.raises(IntegrityError, match="a poll that has opened keeps"):
+            cursor.execute(statement, [poll.pk])
+
+
+def test_what_may_change_of_an_open_poll_still_changes(make_poll):
+    poll = make_poll()
+    at = now()
+    for changes in (
+        {"opened_at": at},
+        {"results_step": 5},
+        {"closes_at": at + timedelta(days=2), "closed_at": None},
+        {"closes_at": at},
+        {"closed_at": at, "holds_version": 1, "network_secret": None, "voter_salt": None},
+        {"finalised_at": at},
+        {"archived_at": at},
+    ):
+        assert Poll.objects.filter(pk=poll.pk).update(**changes) == 1
+    whole = Poll.objects.get(pk=poll.pk)
+    whole.save()  # every column named
 
 
 def test_a_temporary_table_does_not_stand_for_the_polls(poll):
@@ -288,6 +339,9 @@ def test_errata_are_made_by_graphql_too(owners_api, strangers_api, make_poll):
         ({"text": "  "}, problems.INVALID, "/text"),
         ({"text": "x" * (LONGEST_ERRATUM + 1)}, problems.INVALID, "/text"),
         ({"text": "a\x00b"}, problems.INVALID, "/text"),
+        ({"text": "Soup\nSalad"}, problems.INVALID, "/text"),
+        ({"text": "\x1b[2J"}, problems.INVALID, "/text"),
+        *[({"text": f"Soup {chr(sign)}dalas"}, problems.INVALID, "/text") for sign in (0x202A, 0x202E, 0x2066, 0x2069, 0x200F, 0x200B)],
         ({"text": 7}, problems.INVALID, "/text"),
         ({"field": "voter_policy"}, problems.INVALID, "/field"),
         ({"field": "text"}, problems.INVALID, "/field"),
@@ -309,6 +363,33 @@ def test_an_erratum_that_is_none(owners_api, make_poll, wrong, problem, pointer)
 
     assert_refused(owners_api.post(f"/api/v1/polls/{poll.pk}/errata", body), problem, pointer=pointer)
     assert Poll.objects.get(pk=poll.pk).errata == []
+
+
+@pytest.mark.parametrize("text", ["salad", " SALAD ", "\uff53\uff41\uff4c\uff41\uff44", "bread", "Bread", "fruit  salad"])
+@pytest.mark.parametrize("field", ["text", "description"])
+def test_an_erratum_gives_no_option_the_name_of_another(owners_api, make_poll, field, text):
+    poll = make_poll(options=[{"text": "soup"}, {"text": "salad"}, {"text": "Fruit salad"}])
+    path, soup, salad = f"/api/v1/polls/{poll.pk}/errata", str(option(poll, "soup")), str(option(poll, "salad"))
+    why = {"reason": "A slip."}
+    assert owners_api.post(path, {"field": "text", "option": salad, "text": "bread", **why}).status == 201
+
+    assert_refused(owners_api.post(path, {"field": field, "option": soup, "text": text, **why}), problems.INVALID, pointer="/text")
+
+    assert len(Poll.objects.get(pk=poll.pk).errata) == 1
+
+
+def test_two_options_may_have_the_same_wrong_in_their_descriptions_and_one_its_own_name(make_poll):
+    poll = make_poll()
+    soup, salad = str(option(poll, "soup")), str(option(poll, "salad"))
+    for which, field, text in (
+        (soup, "text", "Soup"),
+        (soup, "description", "With bread."),
+        (salad, "description", "With bread."),
+        (salad, "text", "Blattsalat mit Nüssen"),
+        (None, "title", "Soup or salad?"),
+    ):
+        editing.add_erratum(poll.pk, olga(), field=field, text=text, option=which)
+    assert len(Poll.objects.get(pk=poll.pk).errata) == 5
 
 
 def test_an_option_of_another_poll_gets_no_erratum_here(make_poll):

@@ -159,19 +159,19 @@ def test_the_journal_can_not_be_emptied():
 
 
 def test_a_draft_goes_with_its_journal_and_a_poll_that_was_made_one_again_does_not(make_poll):
-    draft, once_open = make_poll(draft=True), make_poll(draft=True)
-    for poll in (draft, once_open):
+    draft, published = make_poll(draft=True), make_poll(draft=True, opens_in=600)
+    for poll in (draft, published):
         editing.change_poll(poll.pk, {"title": "Dinner"}, olga())
-    stages.publish_poll(once_open.pk, olga())
+    stages.publish_poll(published.pk, olga())
 
     editing.delete_poll(draft.pk, olga())
     assert not JournalEntry.objects.filter(poll_id=draft.pk).exists()
 
     with cursor_of(WEB_ROLE) as cursor:
-        cursor.execute("UPDATE polls SET published_at = NULL WHERE id = %s", [str(once_open.pk)])
+        cursor.execute("UPDATE polls SET published_at = NULL WHERE id = %s", [str(published.pk)])
         with pytest.raises(Exception, match="never changed or deleted"):
-            cursor.execute("SELECT delete_draft(%s)", [str(once_open.pk)])
-    assert JournalEntry.objects.filter(poll=once_open, action="published").exists()
+            cursor.execute("SELECT delete_draft(%s)", [str(published.pk)])
+    assert JournalEntry.objects.filter(poll=published, action="published").exists()
 
 
 def test_no_entry_of_a_draft_is_changed_either(make_poll):

@@ -173,7 +173,7 @@ def test_new_polls_get_another_secret_in_time_and_open_ones_keep_theirs(no_secre
     at = now()
     first = networks.current_secret(at)
     running = make_poll()
-    scheduled, about_to_open, draft = make_poll(opens_in=7 * 86400, closes_in=8 * 86400), make_poll(), make_poll(draft=True)
+    scheduled, about_to_open, draft = make_poll(opens_in=7 * 86400, closes_in=8 * 86400), make_poll(opens_in=600), make_poll(draft=True)
     due = first.made_at + timedelta(days=settings.NETWORK_SECRET_ROTATE_DAYS)
     Poll.objects.filter(pk=scheduled.pk).update(opens_at=due + timedelta(seconds=10), closes_at=due + timedelta(days=1))
     Poll.objects.filter(pk=about_to_open.pk).update(opens_at=due + timedelta(seconds=1), closes_at=due + timedelta(days=1))
@@ -265,11 +265,11 @@ def test_the_salt_of_a_poll_goes_some_time_after_its_end_unless_it_may_take_vote
     at = now()
     before = at - timedelta(days=settings.NETWORK_SECRET_KEEP_DAYS)
     closed_at = {"final": before - MICROSECOND, "final of late": before, "not final": before - MICROSECOND}
-    polls = {name: make_poll() for name in closed_at}
+    polls = {name: make_poll(draft=True) for name in closed_at}
     for name, poll in polls.items():
         opens_at, finalised_at = before - timedelta(days=1), None if name == "not final" else closed_at[name]
         Poll.objects.filter(pk=poll.pk).update(
-            opens_at=opens_at, closes_at=closed_at[name], closed_at=closed_at[name], finalised_at=finalised_at
+            published_at=opens_at, opens_at=opens_at, closes_at=closed_at[name], closed_at=closed_at[name], finalised_at=finalised_at
         )
 
     networks.purge(at)

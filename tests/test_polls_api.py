@@ -98,7 +98,7 @@ def pages(api, query):
 @pytest.mark.parametrize("sign", ["", "-"])
 def test_every_order_has_each_poll_on_one_page_forth_and_back(owners_api, make_poll, name, sign):
     word = uuid4().hex
-    made = Poll.objects.filter(pk__in=[make_poll(title=f"{word} {'same' if n < 5 else n}").pk for n in range(7)])
+    made = Poll.objects.filter(pk__in=[make_poll(title=f"{word} {'same' if n < 5 else n}", opens_in=600).pk for n in range(7)])
     same_time = now() + timedelta(days=2)
     Poll.objects.filter(title=f"{word} same").update(
         opens_at=same_time, closes_at=same_time + timedelta(days=1), created_at=same_time - timedelta(days=9)
@@ -618,7 +618,7 @@ def test_who_sees_the_results_changes_until_the_poll_opens_and_is_for_keys_that_
     assert key("polls:write").patch(path, {"results_visibility": "always", "title": "Dinner"}).status == 200  # as it is: no change
     assert key("polls:write", "results:read").patch(path, wanted).json["results_visibility"] == "owner"
     assert owners_api.patch(path, {"results_visibility": "sealed"}).json["results_visibility"] == "sealed"
-    for opened in (poll, make_poll(results_visibility="owner")):
+    for opened in (poll, make_poll(results_visibility="owner", opens_in=600)):
         Poll.objects.filter(pk=opened.pk).update(opens_at=now())
         refused = owners_api.patch(f"/api/v1/polls/{opened.pk}", {"results_visibility": "always"})
         assert_refused(refused, problems.POLL_IN_USE, pointer="/results_visibility")

@@ -485,7 +485,7 @@ def test_a_ruling_that_a_crash_interrupted_is_finished(poll):
 
 def test_a_ruling_works_after_the_poll_is_final_and_raises_the_revision(poll):
     counting.count_votes([vote_of(poll, "bot", address=HOME), vote_of(poll, "alice", address=OFFICE)])
-    Poll.objects.filter(pk=poll.pk).update(closes_at=now(), closed_at=now(), finalised_at=now(), opens_at=now() - timedelta(hours=1))
+    Poll.objects.filter(pk=poll.pk).update(closes_at=now(), closed_at=now(), finalised_at=now())
     before = results.read_results(poll.pk, now())
 
     review.rule(poll.pk, [address(poll, HOME)], Ruling.VOID, act())

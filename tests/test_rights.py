@@ -289,8 +289,8 @@ def make_client(owner, *scopes, poll=None):
 
 def a_poll(make_poll, kind, **fields):
     """A poll of the owner's that is of this kind."""
-    poll = make_poll(opens_in=-3600, allow_withdrawal=True, draft="published_at" in POLLS[kind], **fields)
-    Poll.objects.filter(pk=poll.pk).update(**POLLS[kind])
+    poll = make_poll(opens_in=-3600, allow_withdrawal=True, draft=True, **fields)
+    Poll.objects.filter(pk=poll.pk).update(**{"published_at": poll.created_at, **POLLS[kind]})
     poll.refresh_from_db()
     return poll
 

@@ -16,8 +16,12 @@ def _set_clock(stage: Stage, seconds: int) -> None:
 
 
 def _open_earlier(stage: Stage) -> None:
-    """Open the polls long before any clock's now."""
-    stage.execute("UPDATE polls SET opens_at = opens_at - interval '1 hour'")
+    """Open the polls long before any clock's now: past a trigger, which lets no open poll's opening move."""
+    stage.execute("""
+        ALTER TABLE polls DISABLE TRIGGER open_polls_keep_their_terms;
+        UPDATE polls SET opens_at = opens_at - interval '1 hour';
+        ALTER TABLE polls ENABLE TRIGGER open_polls_keep_their_terms
+    """)
     _set_clock(stage, 0)
     stage.pause(2, 3)  # until the web process knows
 

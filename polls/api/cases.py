@@ -30,7 +30,8 @@ CHANGES = {
     "type": ["object", "null"],
     "additionalProperties": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
     "description": "{option id: [votes before, votes after]}, of options that differ. Null where that would tell what fewer than "
-    f"{LEAST_VOTERS} voters chose, by itself or beside what was shown before, and for who may not read the poll's results.",
+    f"{LEAST_VOTERS} voters chose, by itself or beside what was shown before, for good where the poll hid its results when "
+    "it was ruled, and for who may not read the poll's results.",
 }
 
 
