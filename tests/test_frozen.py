@@ -140,7 +140,7 @@ def test_the_database_keeps_the_texts_the_errata_and_the_seal_of_an_open_poll_by
         cursor.execute(statement, [poll.pk])
 
 
-@pytest.mark.parametrize("role", [None, WEB_ROLE])
+@pytest.mark.parametrize("role", [None, WEB_ROLE], ids=["as the owner of the tables", "as a web process"])
 def test_no_open_poll_is_made_a_draft_or_a_scheduled_one_for_a_moment(make_poll, role):
     poll = make_poll(results_visibility="sealed")
     before = Poll.objects.values().get(pk=poll.pk), texts(poll)
