@@ -450,7 +450,7 @@ def test_whose_results_are_readable_is_the_same_for_one_poll_and_for_many(make_p
     polls = []
     for visibility in ResultsVisibility.values:
         for fields in ({}, {"closes_at": at}, {"published_at": None}, {"archived_at": at}, {"published_at": None, "archived_at": at}):
-            polls.append(make_poll(results_visibility=visibility, opens_in=-60))
+            polls.append(make_poll(results_visibility=visibility, opens_in=-60, draft="published_at" in fields))
             Poll.objects.filter(pk=polls[-1].pk).update(**fields)
     mine = Poll.objects.filter(pk__in=[poll.pk for poll in polls])
     owner, other = polls[0].owner, get_user_model()(pk=0)

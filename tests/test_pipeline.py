@@ -463,12 +463,12 @@ def test_counting_goes_on_where_a_migration_changes_what_it_has_prepared(make_po
     poll = make_poll()
     counting.count_votes([vote_of(poll, "alice")])
     with connection.cursor() as cursor:
-        cursor.execute("ALTER TABLE polls ALTER COLUMN method TYPE text")
+        cursor.execute("ALTER TABLE polls ALTER COLUMN limit_mode TYPE text")
     try:
         patience.until_committed(lambda: counting.count_votes([vote_of(poll, "bob")]))
     finally:
         with connection.cursor() as cursor:
-            cursor.execute("ALTER TABLE polls ALTER COLUMN method TYPE varchar(10)")
+            cursor.execute("ALTER TABLE polls ALTER COLUMN limit_mode TYPE varchar(4)")
         connection.close()  # which knows it as a text
 
     assert tallies(poll) == {"soup": 2}
