@@ -99,7 +99,7 @@ def test_rulings_recounts_and_codes_are_facts_without_numbers(anonymous, make_po
 
     assert found[1:] == [(action, ["results"], {}) for action in ("quarantined", "released", "voided", "recounted")]
     text = anonymous.get(f"/api/v1/polls/{poll.pk}/history").text
-    assert "4711" not in text and str(option(poll, "soup")) not in text
+    assert "4711" not in text and f'"{option(poll, "soup")}":' not in text  # as a tally names it; a date may hold the number
 
     election = make_poll(voter_policy="code")
     codes.generate(election, 4711, olga())
