@@ -11,7 +11,7 @@ from uuid import UUID
 
 from django.db import connection
 
-from polls import results
+from polls import journal, results
 from polls.counting import Move
 from polls.holds import Selector
 from polls.journal import Act
@@ -126,28 +126,23 @@ def changes_of(decision: Decision) -> dict[str, list[int]] | None:
     return changes
 
 
-# Of what the journal tells, fields that hold tallies; `recounted` has nothing else.
-_TALLIES = "results"
-_RECOUNTED = "recounted"
-
-
 def journal_of(entry: JournalEntry, *, reads_tallies: bool) -> dict[str, Any]:
     """Return the entry's changes without the tallies that its reader may not know, and those that tell the choices of too few."""
     changes: Mapping[str, Any] = entry.changes
-    if entry.action == _RECOUNTED:
-        return dict(changes) if reads_tallies else {}
-    if _TALLIES not in changes:
+    if not journal.tells_tallies(entry.action, changes):
         return dict(changes)
+    if entry.action == journal.RECOUNTED:
+        return dict(changes) if reads_tallies else {}
     if reads_tallies and _tells_enough(changes):
         return dict(changes)
-    return {field: value for field, value in changes.items() if field != _TALLIES}
+    return {field: value for field, value in changes.items() if field != journal.TALLIES}
 
 
 def _tells_enough(changes: Mapping[str, Any]) -> bool:
     """Return whether a ruling's entry is of LEAST_VOTERS at least. Of those by versions before, some option must say so by itself."""
     if voters := changes.get("voters"):
         return bool(voters[1] >= LEAST_VOTERS)
-    before, after = changes[_TALLIES]
+    before, after = changes[journal.TALLIES]
     return any(abs(votes - after[option]) >= LEAST_VOTERS for option, votes in before.items())
 
 

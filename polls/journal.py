@@ -67,9 +67,13 @@ def history(poll: Poll) -> QuerySet[JournalEntry]:
     )
 
 
+# The action that is about tallies alone, and the field that holds what any other did to them.
+RECOUNTED, TALLIES = "recounted", "results"
+
+
 def tells_tallies(action: str, changed: Iterable[str]) -> bool:
     """Return whether an entry's changes are for those alone who may read the results: what a ruling or a recount did to tallies."""
-    return action == "recounted" or "results" in changed
+    return action == RECOUNTED or TALLIES in changed
 
 
 def _shown(value: Any) -> Any:

@@ -27,7 +27,6 @@ class Command(BaseCommand):
             elif found := voter_secrets.faults():
                 raise CommandError(" ".join(found))
             changed = voter_secrets.rotate(now())
-            networks.current_secret(now())
             networks.rotate(now())
             self.stdout.write("New polls use VOTER_SECRET from now on." if changed else "New polls use VOTER_SECRET already.")
         for use in voter_secrets.uses():
